@@ -1,0 +1,258 @@
+//! Where a tile lies in memory.
+//!
+//! A view describes a box of a tensor that is present in memory: the tensor's
+//! full extents, which positions are present, and the strides between them.
+//! Kernels always work in absolute coordinates of the full tensor, so a tile
+//! with its halo is read in place and borders are seen as what they are. One
+//! and two spatial axes are lifted to three by leading axes of extent one:
+//! `[N, C, W]` → `[N, C, 1, 1, W]`; there is one code path.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use sstep_autodiff::{Region, Shape, Span, Ty};
+
+use crate::real::Real;
+
+/// A box over batch and three spatial axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Box4(pub [Span; 4]);
+
+impl Box4 {
+    /// Lifts a region of a map with one to three spatial axes (or of a flat
+    /// tensor: one point).
+    pub fn lift(region: &Region) -> Self {
+        let mut spans = [Span::new(0, 1); 4];
+        if let Some((batch, spatial)) = region.spans().split_first() {
+            spans[0] = *batch;
+            let first = 4 - spatial.len();
+            spans[first..].copy_from_slice(spatial);
+        }
+        Box4(spans)
+    }
+
+    /// Batch indices.
+    pub fn n(&self) -> Range<usize> {
+        self.0[0].lo..self.0[0].hi
+    }
+
+    /// Spatial span `s` of the three lifted axes.
+    pub fn s(&self, s: usize) -> Range<usize> {
+        self.0[1 + s].lo..self.0[1 + s].hi
+    }
+
+    /// Number of positions.
+    pub fn points(&self) -> usize {
+        self.0.iter().map(|s| s.len()).product()
+    }
+}
+
+/// Extents, presence and strides of a view; shared by [`In`] and [`Out`].
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Shape of the whole tensor, as on the tape.
+    pub shape: Shape,
+    /// Whole extents lifted to `[N, C, D, H, W]`; for a flat tensor its first
+    /// two dimensions, then ones.
+    pub dims: [usize; 5],
+    /// Positions present in memory.
+    pub present: Box4,
+    /// Elements between neighbours along `N, C, D, H`; along `W` it is 1.
+    pub strides: [usize; 4],
+    /// Number of elements the view may touch, from its base.
+    pub len: usize,
+}
+
+impl Layout {
+    /// A dense buffer that can hold `capacity` positions per axis (batch
+    /// first, unlifted; at least those of `present`) and now holds `present`.
+    pub fn window(ty: &Ty, capacity: &[usize], present: &Region) -> Self {
+        let spatial = ty.shape.spatial();
+        let first = 3 - spatial.len();
+        let mut dims = [ty.shape.batch(), ty.shape.channels(), 1, 1, 1];
+        dims[2 + first..].copy_from_slice(spatial);
+        let mut cap = [1; 3];
+        cap[first..].copy_from_slice(&capacity[1..]);
+        let h = cap[2];
+        let d = h * cap[1];
+        let c = d * cap[0];
+        let n = c * dims[1];
+        Layout {
+            shape: ty.shape,
+            dims,
+            present: Box4::lift(present),
+            strides: [n, c, d, h],
+            len: n * capacity[0],
+        }
+    }
+
+    /// A whole tensor, dense: a map or a flat tensor of any rank.
+    pub fn whole(ty: &Ty) -> Self {
+        if ty.is_map() {
+            let capacity: Vec<usize> = (0..ty.n_axes()).map(|a| ty.axis_extent(a)).collect();
+            return Layout::window(ty, &capacity, &Region::whole(ty));
+        }
+        let shape = ty.shape;
+        let inner: usize = shape.dims().iter().skip(2).product();
+        let dims = [shape.dim(0), shape.dim(1), 1, 1, inner];
+        Layout {
+            shape,
+            dims,
+            present: Box4([Span::full(dims[0]), Span::full(1), Span::full(1), Span::full(inner)]),
+            strides: [dims[1] * inner, inner, inner, inner],
+            len: shape.elems(),
+        }
+    }
+
+    /// Offset of the first element of a row and its length, checked.
+    fn row(&self, n: usize, c: usize, d: usize, h: usize, w: &Range<usize>) -> (usize, usize) {
+        let p = &self.present.0;
+        let inside = n >= p[0].lo
+            && n < p[0].hi
+            && c < self.dims[1]
+            && d >= p[1].lo
+            && d < p[1].hi
+            && h >= p[2].lo
+            && h < p[2].hi
+            && w.start >= p[3].lo
+            && w.end <= p[3].hi
+            && w.start <= w.end;
+        assert!(inside, "row ({n}, {c}, {d}, {h}, {w:?}) lies outside the view {:?}", p);
+        let [sn, sc, sd, sh] = self.strides;
+        let at = (n - p[0].lo) * sn
+            + c * sc
+            + (d - p[1].lo) * sd
+            + (h - p[2].lo) * sh
+            + (w.start - p[3].lo);
+        assert!(at + w.len() <= self.len, "a view's strides stay within its buffer");
+        (at, w.len())
+    }
+}
+
+/// A readable box of a tensor.
+#[derive(Clone, Copy)]
+pub struct In<'a, T> {
+    layout: Layout,
+    base: *const T,
+    lives: PhantomData<&'a [T]>,
+}
+
+// SAFETY: an `In` is a shared borrow of plain numbers.
+unsafe impl<T: Real> Send for In<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Real> Sync for In<'_, T> {}
+
+impl<'a, T: Real> In<'a, T> {
+    /// A view of `data`, which holds at least `layout.len` elements.
+    ///
+    /// # Panics
+    /// If `data` is shorter.
+    pub fn new(layout: Layout, data: &'a [T]) -> Self {
+        assert!(data.len() >= layout.len, "a view's buffer holds its extents");
+        In { layout, base: data.as_ptr(), lives: PhantomData }
+    }
+
+    /// A view from a raw base.
+    ///
+    /// # Safety
+    /// `base` points to `layout.len` initialised elements that nobody writes
+    /// during `'a`.
+    pub unsafe fn from_raw(layout: Layout, base: *const T) -> Self {
+        In { layout, base, lives: PhantomData }
+    }
+
+    /// Extents and presence.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Lifted extents `[N, C, D, H, W]` of the whole tensor.
+    pub fn dims(&self) -> [usize; 5] {
+        self.layout.dims
+    }
+
+    /// Elements `w` (absolute) of row `(n, c, d, h)`.
+    pub fn row(&self, n: usize, c: usize, d: usize, h: usize, w: Range<usize>) -> &'a [T] {
+        let (at, len) = self.layout.row(n, c, d, h, &w);
+        // SAFETY: `row` checked that the range lies within the buffer.
+        unsafe { std::slice::from_raw_parts(self.base.add(at), len) }
+    }
+
+    /// All elements of a dense whole tensor, in order.
+    pub fn flat(&self) -> &'a [T] {
+        debug_assert_eq!(self.layout.len, self.layout.shape.elems());
+        // SAFETY: the constructor promised `len` elements.
+        unsafe { std::slice::from_raw_parts(self.base, self.layout.len) }
+    }
+}
+
+/// A writable box of a tensor. Copies of it may go to several threads as long
+/// as they write different rows.
+#[derive(Clone, Copy)]
+pub struct Out<'a, T> {
+    layout: Layout,
+    base: *mut T,
+    lives: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: rows are handed out through `row_mut`, whose contract forbids two
+// threads to hold the same row.
+unsafe impl<T: Real> Send for Out<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Real> Sync for Out<'_, T> {}
+
+impl<'a, T: Real> Out<'a, T> {
+    /// A view of `data`, which holds at least `layout.len` elements.
+    ///
+    /// # Panics
+    /// If `data` is shorter.
+    pub fn new(layout: Layout, data: &'a mut [T]) -> Self {
+        assert!(data.len() >= layout.len, "a view's buffer holds its extents");
+        Out { layout, base: data.as_mut_ptr(), lives: PhantomData }
+    }
+
+    /// A view from a raw base.
+    ///
+    /// # Safety
+    /// `base` points to `layout.len` elements that nobody else touches during
+    /// `'a`.
+    pub unsafe fn from_raw(layout: Layout, base: *mut T) -> Self {
+        Out { layout, base, lives: PhantomData }
+    }
+
+    /// Extents and presence.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Lifted extents `[N, C, D, H, W]` of the whole tensor.
+    pub fn dims(&self) -> [usize; 5] {
+        self.layout.dims
+    }
+
+    /// Elements `w` (absolute) of row `(n, c, d, h)`.
+    ///
+    /// # Safety
+    /// No other live slice overlaps these elements.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn row_mut(
+        &self,
+        n: usize,
+        c: usize,
+        d: usize,
+        h: usize,
+        w: Range<usize>,
+    ) -> &'a mut [T] {
+        let (at, len) = self.layout.row(n, c, d, h, &w);
+        // SAFETY: in bounds as checked; not aliased, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(at), len) }
+    }
+
+    /// All elements of a dense whole tensor, in order.
+    pub fn flat(&mut self) -> &mut [T] {
+        debug_assert_eq!(self.layout.len, self.layout.shape.elems());
+        // SAFETY: the constructor promised `len` elements and `&mut self`
+        // forbids a second slice.
+        unsafe { std::slice::from_raw_parts_mut(self.base, self.layout.len) }
+    }
+}

@@ -1,0 +1,1 @@
+//! The planner of sstep: from a tape, a machine and a budget to a verified plan
