@@ -13,7 +13,7 @@ impl ShapeReason {
         let inputs: Vec<String> = inputs.iter().map(Ty::to_string).collect();
         TapeError::Shape {
             node: node.to_owned(),
-            op: format!("{op:?}"),
+            op: op.name().to_owned(),
             inputs: inputs.join(", "),
             reason: self.0,
         }

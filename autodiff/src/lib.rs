@@ -1,17 +1,17 @@
 //! The reverse-mode tape of sstep.
 
+#![forbid(unsafe_code)]
+
 mod error;
-mod grad;
 mod op;
 mod ops;
 mod region;
 mod tape;
-mod text;
 mod ty;
 
 pub use error::{ShapeReason, TapeError};
-pub use grad::{Gradients, backward};
 pub use op::*;
+pub use ops::infer;
 pub use region::{AxisRead, MAX_AXES, Region, Span, Window};
 pub use tape::{Node, NodeId, Tape};
 pub use ty::{DType, Form, MAX_RANK, MAX_SPATIAL, Shape, Ty};

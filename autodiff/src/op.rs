@@ -399,7 +399,10 @@ pub enum Op {
 impl Op {
     /// Whether this is a leaf: a value that comes from outside.
     pub fn is_leaf(&self) -> bool {
-        matches!(self, Op::Input { .. } | Op::Param { .. } | Op::Constant { .. })
+        matches!(
+            self,
+            Op::Input { .. } | Op::Param { .. } | Op::Constant { .. }
+        )
     }
 
     /// For a reduction that turns a map into a flat tensor: the input over

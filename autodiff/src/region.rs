@@ -95,7 +95,10 @@ impl Region {
     pub fn new(spans: &[Span]) -> Self {
         let mut all = [Span::new(0, 1); MAX_AXES];
         all[..spans.len()].copy_from_slice(spans);
-        Region { n_axes: spans.len() as u8, spans: all }
+        Region {
+            n_axes: spans.len() as u8,
+            spans: all,
+        }
     }
 
     /// The whole of a tensor.
@@ -168,7 +171,10 @@ impl Region {
     }
 
     fn zip<'a>(&'a self, other: &'a Region) -> impl Iterator<Item = (Span, Span)> + 'a {
-        self.spans().iter().copied().zip(other.spans().iter().copied())
+        self.spans()
+            .iter()
+            .copied()
+            .zip(other.spans().iter().copied())
     }
 }
 
@@ -214,7 +220,9 @@ impl Window {
         }
         // Output `j` reads inputs `j·s − p … j·s − p + reach` (in steps of the
         // dilation; the hull ignores the gaps).
-        let lo = (input.lo + self.pad).saturating_sub(self.reach()).div_ceil(self.stride);
+        let lo = (input.lo + self.pad)
+            .saturating_sub(self.reach())
+            .div_ceil(self.stride);
         let hi = (input.hi - 1 + self.pad) / self.stride + 1;
         Span::new(lo, hi.min(extent))
     }
@@ -278,12 +286,18 @@ impl AxisRead {
                 let f = f as isize;
                 let floor = |i: isize| (2 * i + 1 - f).div_euclid(2 * f);
                 let last = extent as isize - 1;
-                clip(floor(lo).clamp(0, last), (floor(hi - 1) + 2).clamp(1, last + 1))
+                clip(
+                    floor(lo).clamp(0, last),
+                    (floor(hi - 1) + 2).clamp(1, last + 1),
+                )
             }
             AxisRead::LinearAdjoint(f) => {
                 // Input j is sampled by the outputs i with |(i + ½)/f − ½ − j| < 1.
                 let f = f as isize;
-                clip((2 * lo - 1) * f / 2 - 1, ((2 * (hi - 1) + 3) * f).div_euclid(2) + 1)
+                clip(
+                    (2 * lo - 1) * f / 2 - 1,
+                    ((2 * (hi - 1) + 3) * f).div_euclid(2) + 1,
+                )
             }
             AxisRead::Whole => Span::full(extent),
         }
@@ -296,7 +310,12 @@ mod tests {
 
     #[test]
     fn a_strided_window_reads_its_halo() {
-        let w = Window { kernel: 3, stride: 2, dilation: 1, pad: 1 };
+        let w = Window {
+            kernel: 3,
+            stride: 2,
+            dilation: 1,
+            pad: 1,
+        };
         assert_eq!(w.reads(Span::new(1, 3), 8), Span::new(1, 6));
         assert_eq!(w.reads(Span::new(0, 1), 8), Span::new(0, 2));
         assert_eq!(w.reads(Span::new(3, 4), 8), Span::new(5, 8));
@@ -308,7 +327,12 @@ mod tests {
             for stride in 1..4 {
                 for dilation in 1..4 {
                     for pad in 0..3 {
-                        let w = Window { kernel, stride, dilation, pad };
+                        let w = Window {
+                            kernel,
+                            stride,
+                            dilation,
+                            pad,
+                        };
                         let extent = 23;
                         if extent + 2 * pad < w.reach() + 1 {
                             continue;
@@ -319,7 +343,9 @@ mod tests {
                                 let readers = w.readers(Span::new(lo, hi), n);
                                 for j in 0..n {
                                     let hits = (0..kernel)
-                                        .filter_map(|t| (j * stride + t * dilation).checked_sub(pad))
+                                        .filter_map(|t| {
+                                            (j * stride + t * dilation).checked_sub(pad)
+                                        })
                                         .any(|i| i >= lo && i < hi);
                                     assert!(!hits || readers.contains(Span::new(j, j + 1)));
                                 }
@@ -340,10 +366,16 @@ mod tests {
                 let lo = src.floor().clamp(0.0, extent as f64 - 1.0) as usize;
                 let hi = (src.floor() + 1.0).clamp(0.0, extent as f64 - 1.0) as usize;
                 let read = AxisRead::Linear(f).apply(Span::new(i, i + 1), extent);
-                assert!(read.contains(Span::new(lo, hi + 1)), "f {f} i {i}: {read:?}");
+                assert!(
+                    read.contains(Span::new(lo, hi + 1)),
+                    "f {f} i {i}: {read:?}"
+                );
                 for j in [lo, hi] {
                     let back = AxisRead::LinearAdjoint(f).apply(Span::new(j, j + 1), extent * f);
-                    assert!(back.contains(Span::new(i, i + 1)), "f {f} j {j} i {i}: {back:?}");
+                    assert!(
+                        back.contains(Span::new(i, i + 1)),
+                        "f {f} j {j} i {i}: {back:?}"
+                    );
                 }
             }
         }

@@ -112,10 +112,18 @@ impl Tape {
     ///
     /// # Errors
     /// [`TapeError::DuplicateName`] if the name is taken, [`TapeError::BadName`]
-    /// if the text form could not hold it.
+    /// if the text form could not hold it, [`TapeError::Shape`] if `op` is no
+    /// leaf, the type is none that such a leaf can have, or the element type is
+    /// not the tape's.
     pub fn leaf(&mut self, name: &str, op: Op, ty: Ty) -> Result<NodeId, TapeError> {
-        debug_assert!(op.is_leaf());
-        self.insert(Node { op, inputs: Vec::new(), ty, name: name.to_owned() })
+        crate::ops::check_leaf(&op, &ty, self.dtype)
+            .map_err(|reason| reason.at(name, &op, &[ty]))?;
+        self.insert(Node {
+            op,
+            inputs: Vec::new(),
+            ty,
+            name: name.to_owned(),
+        })
     }
 
     /// Appends `op` applied to `inputs`, under a name made from its position.
@@ -143,11 +151,14 @@ impl Tape {
         inputs: &[NodeId],
     ) -> Result<NodeId, TapeError> {
         let tys: Vec<Ty> = inputs.iter().map(|&i| self.ty(i)).collect();
-        let ty = crate::ops::infer(&op, &tys)
-            .map_err(|reason| reason.at(name, &op, &tys))?;
-        crate::ops::check_links(self, &op, inputs)
-            .map_err(|reason| reason.at(name, &op, &tys))?;
-        self.insert(Node { op, inputs: inputs.to_vec(), ty, name: name.to_owned() })
+        let ty = crate::ops::infer(&op, &tys).map_err(|reason| reason.at(name, &op, &tys))?;
+        crate::ops::check_links(self, &op, inputs).map_err(|reason| reason.at(name, &op, &tys))?;
+        self.insert(Node {
+            op,
+            inputs: inputs.to_vec(),
+            ty,
+            name: name.to_owned(),
+        })
     }
 
     fn insert(&mut self, node: Node) -> Result<NodeId, TapeError> {

@@ -55,7 +55,10 @@ impl Shape {
     pub fn try_new(dims: &[usize]) -> Option<Self> {
         let mut all = [1; MAX_RANK];
         all.get_mut(..dims.len())?.copy_from_slice(dims);
-        Some(Shape { rank: dims.len() as u8, dims: all })
+        Some(Shape {
+            rank: dims.len() as u8,
+            dims: all,
+        })
     }
 
     /// A shape of the given extents.
@@ -72,7 +75,10 @@ impl Shape {
         dims[0] = batch;
         dims[1] = channels;
         dims[2..2 + spatial.len()].copy_from_slice(spatial);
-        Shape { rank: 2 + spatial.len() as u8, dims }
+        Shape {
+            rank: 2 + spatial.len() as u8,
+            dims,
+        }
     }
 
     /// Number of dimensions.
@@ -179,7 +185,11 @@ impl Ty {
 
     /// Extent of a cuttable axis: 0 is the batch, 1… are spatial.
     pub fn axis_extent(&self, axis: usize) -> usize {
-        if axis == 0 { self.shape.batch() } else { self.shape.dim(axis + 1) }
+        if axis == 0 {
+            self.shape.batch()
+        } else {
+            self.shape.dim(axis + 1)
+        }
     }
 }
 

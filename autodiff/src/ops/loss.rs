@@ -1,0 +1,82 @@
+//! Losses: one number from predictions and targets.
+
+use crate::op::Num;
+use crate::ty::Ty;
+
+use super::check::{self, Checked, ensure, unit};
+use super::elementwise::EXP_FLOPS;
+
+pub(super) fn infer_cross_entropy(logits: &Ty, labels: &Ty) -> Checked<Ty> {
+    check::expect_channels("the logits", logits)?;
+    ensure!(
+        labels.form == logits.form && labels.shape == logits.shape.with_channels(1),
+        "the labels must hold one class index per position, shape {}, not {}",
+        logits.shape.with_channels(1),
+        labels.shape
+    );
+    check::flat(logits.dtype, &[1])
+}
+
+pub(super) fn infer_paired(x: &Ty, target: &Ty) -> Checked<Ty> {
+    check::expect_same("the target", target, "the prediction", x)?;
+    check::flat(x.dtype, &[1])
+}
+
+fn expect_scalar(g: &Ty) -> Checked {
+    check::expect_dims("the loss gradient", g, &[1])
+}
+
+pub(super) fn infer_cross_entropy_grad(logits: &Ty, labels: &Ty, g: &Ty) -> Checked<Ty> {
+    infer_cross_entropy(logits, labels)?;
+    expect_scalar(g)?;
+    Ok(*logits)
+}
+
+pub(super) fn infer_paired_grad(x: &Ty, target: &Ty, g: &Ty) -> Checked<Ty> {
+    infer_paired(x, target)?;
+    expect_scalar(g)?;
+    Ok(*x)
+}
+
+pub(super) fn infer_dice_sums(p: &Ty, t: &Ty) -> Checked<Ty> {
+    check::expect_map("the prediction", p)?;
+    check::expect_same("the target", t, "the prediction", p)?;
+    check::flat(p.dtype, &[p.shape.batch(), p.shape.channels(), 3])
+}
+
+pub(super) fn infer_dice_sums_grad(t: &Ty, g: &Ty) -> Checked<Ty> {
+    check::expect_map("the target", t)?;
+    check::expect_dims(
+        "the sums' gradient",
+        g,
+        &[t.shape.batch(), t.shape.channels(), 3],
+    )?;
+    Ok(*t)
+}
+
+pub(super) fn infer_dice_loss(smooth: Num, sums: &Ty) -> Checked<Ty> {
+    check::expect_num(
+        "the smoothing",
+        smooth,
+        |v| v >= 0.0,
+        "a number not below 0",
+    )?;
+    check::expect_flat("the sums", sums)?;
+    ensure!(
+        sums.shape.rank() == 3 && sums.shape.dim(2) == 3,
+        "the sums must have shape [N, C, 3], not {}",
+        sums.shape
+    );
+    check::flat(sums.dtype, &[1])
+}
+
+pub(super) fn infer_dice_loss_grad(smooth: Num, sums: &Ty, g: &Ty) -> Checked<Ty> {
+    infer_dice_loss(smooth, sums)?;
+    expect_scalar(g)?;
+    Ok(*sums)
+}
+
+/// An exponential and a few steps per logit.
+pub(super) fn log_flops(x: &Ty) -> f64 {
+    (EXP_FLOPS + 4.0) * unit(x)
+}

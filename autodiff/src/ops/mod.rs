@@ -1,0 +1,311 @@
+//! What there is to know of each op, one file per family.
+//!
+//! A family file holds the shape rule, the gradient and the work of its ops.
+//! Here the questions are dispatched, and what holds for every op is checked
+//! once: the number of inputs and one element type.
+
+mod check;
+mod dense;
+mod elementwise;
+mod loss;
+mod norm;
+mod pool;
+mod reduce;
+mod structure;
+mod upsample;
+mod window;
+
+use crate::error::ShapeReason;
+use crate::op::Op;
+use crate::tape::{NodeId, Tape};
+use crate::ty::{DType, Form, Ty};
+
+use check::{Checked, ensure, unit};
+
+/// Fewest and most inputs of an op, and what they are.
+fn signature(op: &Op) -> (usize, usize, &'static str) {
+    match op {
+        Op::Input { .. } | Op::Param { .. } | Op::Constant { .. } => (0, 0, ""),
+        Op::Conv(_) | Op::ConvTranspose(_) | Op::Linear => (2, 3, "x, w[, b]"),
+        Op::ConvWeightGrad(_) | Op::MaxPoolGrad(_) | Op::LinearWeightGrad => {
+            (2, 2, "x, output gradient")
+        }
+        Op::LinearInputGrad => (2, 2, "output gradient, w"),
+        Op::MaxPool(_)
+        | Op::AvgPool(_)
+        | Op::Upsample(_)
+        | Op::Unary(_)
+        | Op::Scale { .. }
+        | Op::Dropout { .. }
+        | Op::Softmax
+        | Op::ChannelSum
+        | Op::Slice(_)
+        | Op::Pad(_)
+        | Op::Broadcast { .. }
+        | Op::SumMap { .. }
+        | Op::GlobalMax
+        | Op::SpatialLse
+        | Op::Moments(_) => (1, 1, "x"),
+        Op::AvgPoolGrad { .. } | Op::UpsampleGrad(_) => (1, 1, "output gradient"),
+        Op::UnaryGrad { .. } => (2, 2, "saved, output gradient"),
+        Op::Add | Op::Mul => (2, 2, "a, b"),
+        Op::SoftmaxGrad => (2, 2, "y, output gradient"),
+        Op::Concat => (1, usize::MAX, "a, b, …"),
+        Op::GlobalMaxGrad { .. } => (2, 2, "packed maxima, their gradient"),
+        Op::PackMoments => (2, 2, "mean, variance"),
+        Op::Normalise(_) => (4, 4, "x, moments, gamma, beta"),
+        Op::NormSums(_) => (3, 3, "x, moments, output gradient"),
+        Op::NormGrad(a) if a.frozen => (3, 3, "moments, output gradient, gamma"),
+        Op::NormGrad(_) => (5, 5, "x, moments, output gradient, gamma, sums"),
+        Op::NormParamGrad(_) | Op::DiceLoss { .. } => (1, 1, "sums"),
+        Op::CrossEntropy => (2, 2, "logits, labels"),
+        Op::CrossEntropyGrad => (3, 3, "logits, labels, loss gradient"),
+        Op::Bce => (2, 2, "logits, targets"),
+        Op::BceGrad => (3, 3, "logits, targets, loss gradient"),
+        Op::Mse => (2, 2, "x, target"),
+        Op::MseGrad => (3, 3, "x, target, loss gradient"),
+        Op::DiceSums => (2, 2, "prediction, target"),
+        Op::DiceSumsGrad => (2, 2, "target, gradient of the sums"),
+        Op::DiceLossGrad { .. } => (2, 2, "sums, loss gradient"),
+    }
+}
+
+/// Type of an op's result.
+///
+/// # Errors
+/// A sentence with the values and what would do, if the op does not accept
+/// inputs of these types. Leaves have no inputs to infer from and are refused.
+pub fn infer(op: &Op, inputs: &[Ty]) -> Result<Ty, ShapeReason> {
+    let (least, most, names) = signature(op);
+    ensure!(!op.is_leaf(), "a leaf has a shape of its own");
+    ensure!(
+        (least..=most).contains(&inputs.len()),
+        "its inputs are ({names}), but {} are given",
+        inputs.len()
+    );
+    if let Some(other) = inputs.iter().find(|t| t.dtype != inputs[0].dtype) {
+        return Err(ShapeReason(format!(
+            "all inputs must have one element type, not {} and {}",
+            inputs[0].dtype, other.dtype
+        )));
+    }
+    let x = &inputs[0];
+    match op {
+        Op::Input { .. } | Op::Param { .. } | Op::Constant { .. } => Ok(*x),
+        Op::Conv(a) => window::infer_conv(a, inputs),
+        Op::ConvTranspose(a) => window::infer_transpose(a, inputs),
+        Op::ConvWeightGrad(a) => window::infer_weight_grad(a, inputs),
+        Op::MaxPool(a) | Op::AvgPool(a) => pool::infer(a, x),
+        Op::MaxPoolGrad(a) => pool::infer_max_grad(a, x, &inputs[1]),
+        Op::AvgPoolGrad { pool, in_spatial } => pool::infer_avg_grad(pool, in_spatial, x),
+        Op::Upsample(a) => upsample::infer(a, x),
+        Op::UpsampleGrad(a) => upsample::infer_grad(a, x),
+        Op::Unary(kind) => elementwise::infer_unary(kind, x),
+        Op::UnaryGrad { kind, saved } => elementwise::infer_unary_grad(kind, *saved, x, &inputs[1]),
+        Op::Add | Op::Mul => elementwise::infer_binary(x, &inputs[1]),
+        Op::Scale { factor } => elementwise::infer_scale(*factor, x),
+        Op::Dropout { p, key: _ } => elementwise::infer_dropout(*p, x),
+        Op::Softmax => elementwise::infer_softmax(x),
+        Op::SoftmaxGrad => elementwise::infer_softmax_grad(x, &inputs[1]),
+        Op::ChannelSum => elementwise::infer_channel_sum(x),
+        Op::Concat => structure::infer_concat(inputs),
+        Op::Slice(a) => structure::infer_slice(a, x),
+        Op::Pad(a) => structure::infer_pad(a, x),
+        Op::Broadcast { spatial, n_spatial } => structure::infer_broadcast(spatial, *n_spatial, x),
+        Op::SumMap { keep_batch } => reduce::infer_sum(*keep_batch, x),
+        Op::GlobalMax => reduce::infer_global_max(x),
+        Op::GlobalMaxGrad { spatial, n_spatial } => {
+            reduce::infer_global_max_grad(spatial, *n_spatial, x, &inputs[1])
+        }
+        Op::SpatialLse => reduce::infer_lse(x),
+        Op::Moments(kind) => norm::infer_moments(*kind, x),
+        Op::PackMoments => norm::infer_pack(x, &inputs[1]),
+        Op::Normalise(a) => norm::infer_normalise(a, inputs),
+        Op::NormSums(a) => norm::infer_sums(a, inputs),
+        Op::NormGrad(a) => norm::infer_grad(a, inputs),
+        Op::NormParamGrad(_) => norm::infer_param_grad(x),
+        Op::Linear => dense::infer_linear(inputs),
+        Op::LinearInputGrad => dense::infer_input_grad(x, &inputs[1]),
+        Op::LinearWeightGrad => dense::infer_weight_grad(x, &inputs[1]),
+        Op::CrossEntropy => loss::infer_cross_entropy(x, &inputs[1]),
+        Op::CrossEntropyGrad => loss::infer_cross_entropy_grad(x, &inputs[1], &inputs[2]),
+        Op::Bce | Op::Mse => loss::infer_paired(x, &inputs[1]),
+        Op::BceGrad | Op::MseGrad => loss::infer_paired_grad(x, &inputs[1], &inputs[2]),
+        Op::DiceSums => loss::infer_dice_sums(x, &inputs[1]),
+        Op::DiceSumsGrad => loss::infer_dice_sums_grad(x, &inputs[1]),
+        Op::DiceLoss { smooth } => loss::infer_dice_loss(*smooth, x),
+        Op::DiceLossGrad { smooth } => loss::infer_dice_loss_grad(*smooth, x, &inputs[1]),
+    }
+}
+
+/// What types cannot say: which nodes an op must be applied to.
+///
+/// # Errors
+/// If a norm that is not frozen is given moments of anything but its input.
+pub(crate) fn check_links(tape: &Tape, op: &Op, inputs: &[NodeId]) -> Checked {
+    if let Op::Normalise(a) | Op::NormSums(a) | Op::NormGrad(a) = op
+        && !a.frozen
+    {
+        norm::check_moments(tape, a, inputs[0], inputs[1])?;
+    }
+    Ok(())
+}
+
+/// Checks the type of a leaf. The text form writes no forms, so they follow
+/// from the kind of leaf: inputs of rank 3 and more are maps, all else is flat.
+pub(crate) fn check_leaf(op: &Op, t: &Ty, dtype: DType) -> Checked {
+    ensure!(
+        op.is_leaf(),
+        "it computes from inputs, so it is no leaf: use `push`"
+    );
+    ensure!(
+        t.dtype == dtype,
+        "every tensor of this tape is {dtype}, not {}",
+        t.dtype
+    );
+    check::ty(t.dtype, t.form, t.shape.dims())?;
+    let form = leaf_form(op, t.shape.rank());
+    ensure!(
+        t.form == form,
+        "parameters, constants and inputs of rank 1 or 2 are flat, inputs of rank 3 and more are \
+         maps; {} is declared otherwise",
+        t.shape
+    );
+    if let Op::Constant { value } = op {
+        check::expect_num("the value", *value, |_| true, "a finite number")?;
+    }
+    Ok(())
+}
+
+/// Form of a leaf.
+pub(crate) fn leaf_form(op: &Op, rank: usize) -> Form {
+    if matches!(op, Op::Input { .. }) && rank >= 3 {
+        Form::Map
+    } else {
+        Form::Flat
+    }
+}
+
+impl Op {
+    /// Work per position: of the output map, all channels together; of the
+    /// domain ([`Op::domain`]) for a reduction. An op on flat tensors alone
+    /// counts whole, as one position.
+    ///
+    /// The unit is one addition, multiplication or comparison; an exponential
+    /// counts as ten. It ranks plans, and is exact for convolutions and dense
+    /// layers.
+    pub fn flops_per_point(&self, inputs: &[Ty], out: &Ty) -> f64 {
+        match self {
+            Op::Input { .. } | Op::Param { .. } | Op::Constant { .. } => 0.0,
+            Op::Conv(_) => window::conv_flops(inputs, out),
+            Op::ConvTranspose(_) => window::transpose_flops(inputs, out),
+            Op::ConvWeightGrad(_) => window::weight_grad_flops(out),
+            Op::MaxPool(a) | Op::AvgPool(a) => pool::flops(a, out),
+            Op::MaxPoolGrad(a) => pool::grad_flops(a, &inputs[1], out),
+            Op::AvgPoolGrad { pool, .. } => pool::grad_flops(pool, &inputs[0], out),
+            Op::Upsample(a) => upsample::flops(a, out),
+            Op::UpsampleGrad(a) => upsample::grad_flops(a, &inputs[0]),
+            Op::Unary(kind) => elementwise::unary_flops(kind, out),
+            Op::UnaryGrad { kind, saved } => elementwise::unary_grad_flops(kind, *saved, out),
+            Op::Add | Op::Mul | Op::Scale { .. } => unit(out),
+            Op::Dropout { .. } => elementwise::dropout_flops(out),
+            Op::Softmax => elementwise::softmax_flops(out),
+            Op::SoftmaxGrad => 4.0 * unit(out),
+            Op::Concat | Op::Slice(_) | Op::Pad(_) | Op::Broadcast { .. } => unit(out),
+            Op::ChannelSum | Op::SumMap { .. } | Op::GlobalMax => unit(&inputs[0]),
+            Op::GlobalMaxGrad { .. } => unit(out),
+            Op::SpatialLse => reduce::lse_flops(&inputs[0]),
+            Op::Moments(_) => norm::flops(&inputs[0], 4.0),
+            Op::PackMoments | Op::NormParamGrad(_) => unit(&inputs[0]),
+            Op::Normalise(_) => norm::flops(out, 2.0),
+            Op::NormSums(_) => norm::flops(&inputs[2], 5.0),
+            Op::NormGrad(a) => norm::flops(out, if a.frozen { 1.0 } else { 6.0 }),
+            Op::Linear => dense::flops(out.shape.batch(), out.shape.dim(1), inputs[1].shape.dim(1)),
+            Op::LinearInputGrad => {
+                dense::flops(out.shape.batch(), out.shape.dim(1), inputs[1].shape.dim(0))
+            }
+            Op::LinearWeightGrad => {
+                dense::flops(inputs[0].shape.batch(), out.shape.dim(0), out.shape.dim(1))
+            }
+            Op::CrossEntropy | Op::CrossEntropyGrad | Op::Bce | Op::BceGrad => {
+                loss::log_flops(&inputs[0])
+            }
+            Op::Mse | Op::MseGrad => 3.0 * unit(&inputs[0]),
+            Op::DiceSums => 4.0 * unit(&inputs[0]),
+            Op::DiceSumsGrad => 2.0 * unit(out),
+            Op::DiceLoss { .. } | Op::DiceLossGrad { .. } => 4.0 * unit(&inputs[0]),
+        }
+    }
+
+    /// Name of the op in the text form, such as `conv` or `max_pool_grad`.
+    pub fn name(&self) -> &'static str {
+        use crate::op::UnaryKind as U;
+        match self {
+            Op::Input { .. } => "input",
+            Op::Param { .. } => "param",
+            Op::Constant { .. } => "constant",
+            Op::Conv(_) => "conv",
+            Op::ConvTranspose(_) => "conv_transpose",
+            Op::ConvWeightGrad(_) => "conv_weight_grad",
+            Op::MaxPool(_) => "max_pool",
+            Op::MaxPoolGrad(_) => "max_pool_grad",
+            Op::AvgPool(_) => "avg_pool",
+            Op::AvgPoolGrad { .. } => "avg_pool_grad",
+            Op::Upsample(_) => "upsample",
+            Op::UpsampleGrad(_) => "upsample_grad",
+            Op::Unary(U::Relu) => "relu",
+            Op::Unary(U::LeakyRelu(_)) => "leaky_relu",
+            Op::Unary(U::Gelu) => "gelu",
+            Op::Unary(U::Silu) => "silu",
+            Op::Unary(U::Sigmoid) => "sigmoid",
+            Op::Unary(U::Tanh) => "tanh",
+            Op::Unary(U::Exp) => "exp",
+            Op::UnaryGrad { kind: U::Relu, .. } => "relu_grad",
+            Op::UnaryGrad {
+                kind: U::LeakyRelu(_),
+                ..
+            } => "leaky_relu_grad",
+            Op::UnaryGrad { kind: U::Gelu, .. } => "gelu_grad",
+            Op::UnaryGrad { kind: U::Silu, .. } => "silu_grad",
+            Op::UnaryGrad {
+                kind: U::Sigmoid, ..
+            } => "sigmoid_grad",
+            Op::UnaryGrad { kind: U::Tanh, .. } => "tanh_grad",
+            Op::UnaryGrad { kind: U::Exp, .. } => "exp_grad",
+            Op::Add => "add",
+            Op::Mul => "mul",
+            Op::Scale { .. } => "scale",
+            Op::Dropout { .. } => "dropout",
+            Op::Softmax => "softmax",
+            Op::SoftmaxGrad => "softmax_grad",
+            Op::ChannelSum => "channel_sum",
+            Op::Concat => "concat",
+            Op::Slice(_) => "slice",
+            Op::Pad(_) => "pad",
+            Op::Broadcast { .. } => "broadcast",
+            Op::SumMap { .. } => "sum_map",
+            Op::GlobalMax => "global_max",
+            Op::GlobalMaxGrad { .. } => "global_max_grad",
+            Op::SpatialLse => "spatial_lse",
+            Op::Moments(_) => "moments",
+            Op::PackMoments => "pack_moments",
+            Op::Normalise(_) => "normalise",
+            Op::NormSums(_) => "norm_sums",
+            Op::NormGrad(_) => "norm_grad",
+            Op::NormParamGrad(_) => "norm_param_grad",
+            Op::Linear => "linear",
+            Op::LinearInputGrad => "linear_input_grad",
+            Op::LinearWeightGrad => "linear_weight_grad",
+            Op::CrossEntropy => "cross_entropy",
+            Op::CrossEntropyGrad => "cross_entropy_grad",
+            Op::Bce => "bce",
+            Op::BceGrad => "bce_grad",
+            Op::Mse => "mse",
+            Op::MseGrad => "mse_grad",
+            Op::DiceSums => "dice_sums",
+            Op::DiceSumsGrad => "dice_sums_grad",
+            Op::DiceLoss { .. } => "dice_loss",
+            Op::DiceLossGrad { .. } => "dice_loss_grad",
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Normalisation, split into a reduction and a pointwise op.
+
+use crate::op::{NormAttrs, NormKind, Op};
+use crate::tape::{NodeId, Tape};
+use crate::ty::Ty;
+
+use super::check::{self, Checked, ensure, unit};
+
+/// Shape of the moments of `x`.
+fn moments_dims(kind: NormKind, x: &Ty) -> Checked<[usize; 3]> {
+    let (n, c) = (x.shape.batch(), x.shape.channels());
+    match kind {
+        NormKind::Batch => Ok([1, c, 2]),
+        NormKind::Group(groups) => {
+            ensure!(
+                groups >= 1 && c.is_multiple_of(groups),
+                "the {c} channels cannot be normalised in {groups} groups: use a divisor of {c}, \
+                 at least 1"
+            );
+            Ok([n, groups, 2])
+        }
+    }
+}
+
+pub(super) fn infer_moments(kind: NormKind, x: &Ty) -> Checked<Ty> {
+    check::expect_map("the input", x)?;
+    check::flat(x.dtype, &moments_dims(kind, x)?)
+}
+
+pub(super) fn infer_pack(mean: &Ty, var: &Ty) -> Checked<Ty> {
+    check::expect_flat("the mean", mean)?;
+    ensure!(
+        mean.shape.rank() == 1,
+        "the mean must have shape [C], not {}",
+        mean.shape
+    );
+    check::expect_same("the variance", var, "the mean", mean)?;
+    check::flat(mean.dtype, &[1, mean.shape.dim(0), 2])
+}
+
+fn check_attrs(a: &NormAttrs) -> Checked {
+    check::expect_num("eps", a.eps, |v| v >= 0.0, "a number not below 0")?;
+    ensure!(
+        !a.frozen || a.kind == NormKind::Batch,
+        "frozen statistics are given per channel, so the kind must be batch, not {:?}",
+        a.kind
+    );
+    Ok(())
+}
+
+fn check_stats(a: &NormAttrs, x: &Ty, moments: &Ty) -> Checked {
+    check_attrs(a)?;
+    check::expect_map("the input", x)?;
+    check::expect_dims("the moments", moments, &moments_dims(a.kind, x)?)
+}
+
+pub(super) fn infer_normalise(a: &NormAttrs, inputs: &[Ty]) -> Checked<Ty> {
+    let x = &inputs[0];
+    check_stats(a, x, &inputs[1])?;
+    check::expect_dims("gamma", &inputs[2], &[x.shape.channels()])?;
+    check::expect_dims("beta", &inputs[3], &[x.shape.channels()])?;
+    Ok(*x)
+}
+
+fn sums_dims(x: &Ty) -> [usize; 3] {
+    [x.shape.batch(), x.shape.channels(), 2]
+}
+
+pub(super) fn infer_sums(a: &NormAttrs, inputs: &[Ty]) -> Checked<Ty> {
+    let x = &inputs[0];
+    check_stats(a, x, &inputs[1])?;
+    check::expect_same("the output gradient", &inputs[2], "the input", x)?;
+    check::flat(x.dtype, &sums_dims(x))
+}
+
+pub(super) fn infer_grad(a: &NormAttrs, inputs: &[Ty]) -> Checked<Ty> {
+    if a.frozen {
+        let g = &inputs[1];
+        check_stats(a, g, &inputs[0])?;
+        check::expect_dims("gamma", &inputs[2], &[g.shape.channels()])?;
+        return Ok(*g);
+    }
+    let x = &inputs[0];
+    check_stats(a, x, &inputs[1])?;
+    check::expect_same("the output gradient", &inputs[2], "the input", x)?;
+    check::expect_dims("gamma", &inputs[3], &[x.shape.channels()])?;
+    check::expect_dims("the sums", &inputs[4], &sums_dims(x))?;
+    Ok(*x)
+}
+
+pub(super) fn infer_param_grad(sums: &Ty) -> Checked<Ty> {
+    check::expect_flat("the sums", sums)?;
+    ensure!(
+        sums.shape.rank() == 3 && sums.shape.dim(2) == 2,
+        "the sums must have shape [N, C, 2], not {}",
+        sums.shape
+    );
+    check::flat(sums.dtype, &[sums.shape.channels()])
+}
+
+/// The gradient goes through the statistics as those of the very input, so
+/// nothing else may take their place.
+pub(super) fn check_moments(tape: &Tape, a: &NormAttrs, x: NodeId, moments: NodeId) -> Checked {
+    let (node, x_name) = (tape.node(moments), &tape.node(x).name);
+    ensure!(
+        node.op == Op::Moments(a.kind) && node.inputs == [x],
+        "the moments of a norm that is not frozen must be those of its own input: expected the \
+         {:?} moments of `{x_name}`, but `{}` is {} of {:?}",
+        a.kind,
+        node.name,
+        node.op.name(),
+        node.inputs
+            .iter()
+            .map(|&i| tape.node(i).name.as_str())
+            .collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+pub(super) fn flops(t: &Ty, per_element: f64) -> f64 {
+    per_element * unit(t)
+}

@@ -1,0 +1,78 @@
+//! Windowed maximum and mean.
+
+use crate::error::ShapeReason;
+use crate::op::{PerAxis, PoolAttrs};
+use crate::ty::Ty;
+
+use super::check::{self, Checked, ensure, volume};
+
+/// Bounds the attributes for maps of `n` spatial axes. Every window must hold a
+/// real element: otherwise a maximum has no value and a mean no divisor.
+fn check_attrs(a: &PoolAttrs, n: usize) -> Checked {
+    check::expect_axes("the kernel", &a.kernel, n, 1)?;
+    check::expect_axes("the stride", &a.stride, n, 1)?;
+    check::expect_axes("the padding", &a.pad_lo, n, 0)?;
+    check::expect_axes("the padding", &a.pad_hi, n, 0)?;
+    for s in 0..n {
+        let pad = a.pad_lo[s].max(a.pad_hi[s]);
+        ensure!(
+            pad < a.kernel[s],
+            "on spatial axis {s} the padding {pad} must be less than the kernel {}, so that no \
+             window lies wholly in it",
+            a.kernel[s]
+        );
+    }
+    Ok(())
+}
+
+fn out_spatial(a: &PoolAttrs, spatial: &[usize]) -> Checked<Vec<usize>> {
+    let mut out = Vec::with_capacity(spatial.len());
+    for (s, &extent) in spatial.iter().enumerate() {
+        let Some(n) = a.out_extent(s, extent) else {
+            return Err(ShapeReason(format!(
+                "on spatial axis {s} the window spans {} but the padded input only {}: use a \
+                 smaller window or more padding",
+                a.kernel[s],
+                extent + a.pad_lo[s] + a.pad_hi[s]
+            )));
+        };
+        out.push(n);
+    }
+    Ok(out)
+}
+
+pub(super) fn infer(a: &PoolAttrs, x: &Ty) -> Checked<Ty> {
+    let n = check::expect_map("the input", x)?;
+    check_attrs(a, n)?;
+    let out = out_spatial(a, x.shape.spatial())?;
+    check::map(x.dtype, x.shape.batch(), x.shape.channels(), &out)
+}
+
+pub(super) fn infer_max_grad(a: &PoolAttrs, x: &Ty, g: &Ty) -> Checked<Ty> {
+    check::expect_same("the output gradient", g, "the pooled map", &infer(a, x)?)?;
+    Ok(*x)
+}
+
+pub(super) fn infer_avg_grad(a: &PoolAttrs, in_spatial: &PerAxis, g: &Ty) -> Checked<Ty> {
+    let n = check::expect_map("the output gradient", g)?;
+    check::expect_axes("the input extent", in_spatial, n, 1)?;
+    let x = check::map(
+        g.dtype,
+        g.shape.batch(),
+        g.shape.channels(),
+        &in_spatial[..n],
+    )?;
+    check::expect_same("the output gradient", g, "the pooled map", &infer(a, &x)?)?;
+    Ok(x)
+}
+
+/// One step per element of the window.
+pub(super) fn flops(a: &PoolAttrs, out: &Ty) -> f64 {
+    out.shape.channels() as f64 * volume(&a.kernel)
+}
+
+/// The windows' work again, spread over the input's positions.
+pub(super) fn grad_flops(a: &PoolAttrs, g: &Ty, out: &Ty) -> f64 {
+    flops(a, g) * volume(g.shape.spatial()) / volume(out.shape.spatial())
+        + out.shape.channels() as f64
+}

@@ -1,0 +1,115 @@
+//! Concatenation, cutting, padding and repetition: values are moved, not made.
+
+use crate::op::{PadAttrs, PerAxis, SliceAttrs};
+use crate::ty::{MAX_RANK, MAX_SPATIAL, Ty};
+
+use super::check::{self, Checked, MAX_EXTENT, ensure};
+
+/// Names axis `i` of a slice or padding.
+fn axis(i: usize) -> String {
+    if i == 0 {
+        "channels".to_owned()
+    } else {
+        format!("spatial axis {}", i - 1)
+    }
+}
+
+pub(super) fn infer_concat(inputs: &[Ty]) -> Checked<Ty> {
+    let first = &inputs[0];
+    let mut channels = 0usize;
+    for (i, t) in inputs.iter().enumerate() {
+        check::expect_channels("every input", t)?;
+        ensure!(
+            t.form == first.form && t.shape.with_channels(1) == first.shape.with_channels(1),
+            "inputs differ in channels only, but input 0 is {} and input {i} is {}",
+            first.shape,
+            t.shape
+        );
+        channels = channels.saturating_add(t.shape.channels());
+    }
+    let shape = first.shape.with_channels(channels);
+    check::ty(first.dtype, first.form, shape.dims())
+}
+
+/// Number of sliceable axes: channels and space.
+fn n_axes(t: &Ty) -> usize {
+    t.shape.rank() - 1
+}
+
+pub(super) fn infer_slice(a: &SliceAttrs, x: &Ty) -> Checked<Ty> {
+    check::expect_channels("the input", x)?;
+    let n = n_axes(x);
+    let mut dims = [1; MAX_RANK];
+    dims[0] = x.shape.batch();
+    for i in 0..1 + MAX_SPATIAL {
+        let (start, len) = (a.start[i], a.len[i]);
+        if i >= n {
+            ensure!(
+                start == 0 && len == 1,
+                "a slice must start at 0 with length 1 beyond the axes of {}",
+                x.shape
+            );
+            continue;
+        }
+        let extent = x.shape.dim(1 + i);
+        ensure!(
+            len >= 1,
+            "a slice must keep at least one index of {}",
+            axis(i)
+        );
+        ensure!(
+            start.checked_add(len).is_some_and(|end| end <= extent),
+            "indices {start} to {start} + {len} of {} reach beyond its extent {extent}",
+            axis(i)
+        );
+        dims[1 + i] = len;
+    }
+    check::ty(x.dtype, x.form, &dims[..1 + n])
+}
+
+pub(super) fn infer_pad(a: &PadAttrs, x: &Ty) -> Checked<Ty> {
+    check::expect_channels("the input", x)?;
+    let n = n_axes(x);
+    let mut dims = [1; MAX_RANK];
+    dims[0] = x.shape.batch();
+    for i in 0..1 + MAX_SPATIAL {
+        let (lo, hi) = (a.lo[i], a.hi[i]);
+        if i >= n {
+            ensure!(
+                lo == 0 && hi == 0,
+                "padding must be 0 beyond the axes of {}",
+                x.shape
+            );
+            continue;
+        }
+        let most = lo.max(hi);
+        ensure!(
+            most <= MAX_EXTENT,
+            "the padding {most} of {} is above the limit of {MAX_EXTENT}",
+            axis(i)
+        );
+        dims[1 + i] = x.shape.dim(1 + i) + lo + hi;
+    }
+    check::ty(x.dtype, x.form, &dims[..1 + n])
+}
+
+/// The map that `[N, C]` and the attributes of a broadcast describe.
+pub(super) fn spread(n: usize, c: usize, spatial: &PerAxis, n_spatial: u8, v: &Ty) -> Checked<Ty> {
+    let k = n_spatial as usize;
+    ensure!(
+        (1..=MAX_SPATIAL).contains(&k),
+        "a map has 1 to {MAX_SPATIAL} spatial axes, not {k}"
+    );
+    check::expect_axes("the spatial extent", spatial, k, 1)?;
+    check::map(v.dtype, n, c, &spatial[..k])
+}
+
+pub(super) fn infer_broadcast(spatial: &PerAxis, n_spatial: u8, v: &Ty) -> Checked<Ty> {
+    check::expect_flat("the input", v)?;
+    ensure!(
+        v.shape.rank() == 2,
+        "the input must have shape [N, C], not {}",
+        v.shape
+    );
+    spread(v.shape.batch(), v.shape.channels(), spatial, n_spatial, v)
+}

@@ -1,0 +1,164 @@
+//! Convolution, its adjoint, and the gradient of its weight.
+
+use crate::error::ShapeReason;
+use crate::op::{ConvAttrs, ConvTransposeAttrs};
+use crate::ty::{Form, MAX_RANK, Ty};
+
+use super::check::{self, Checked, ensure, volume};
+
+/// Bounds the attributes for maps of `n` spatial axes.
+fn check_attrs(a: &ConvAttrs, n: usize) -> Checked {
+    check::expect_axes("the kernel", &a.kernel, n, 1)?;
+    check::expect_axes("the stride", &a.stride, n, 1)?;
+    check::expect_axes("the dilation", &a.dilation, n, 1)?;
+    check::expect_axes("the padding", &a.pad_lo, n, 0)?;
+    check::expect_axes("the padding", &a.pad_hi, n, 0)?;
+    ensure!(
+        a.groups >= 1,
+        "groups must be at least 1, not 0; an ordinary convolution has 1"
+    );
+    Ok(())
+}
+
+/// Extents that the convolution makes of `spatial`.
+fn out_spatial(a: &ConvAttrs, spatial: &[usize]) -> Checked<Vec<usize>> {
+    let mut out = Vec::with_capacity(spatial.len());
+    for (s, &extent) in spatial.iter().enumerate() {
+        let Some(n) = a.out_extent(s, extent) else {
+            return Err(ShapeReason(format!(
+                "on spatial axis {s} the kernel spans {} but the padded input only {}: pad it by \
+                 {} more or use a smaller kernel or dilation",
+                a.window(s).reach() + 1,
+                extent + a.pad_lo[s] + a.pad_hi[s],
+                a.window(s).reach() + 1 - extent - a.pad_lo[s] - a.pad_hi[s],
+            )));
+        };
+        out.push(n);
+    }
+    Ok(out)
+}
+
+fn check_groups(what: &str, channels: usize, groups: usize) -> Checked {
+    ensure!(
+        channels.is_multiple_of(groups),
+        "the {channels} channels of {what} cannot be split into {groups} groups: {groups} must divide them"
+    );
+    Ok(())
+}
+
+/// Requires `w: [K, C/groups, kernel…]`.
+fn check_weight(a: &ConvAttrs, w: &Ty, n: usize) -> Checked {
+    check::expect_flat("the weight", w)?;
+    ensure!(
+        w.shape.rank() == n + 2,
+        "over {n} spatial axes the weight has shape [K, C/groups, kernel…] of rank {}, not {}",
+        n + 2,
+        w.shape
+    );
+    ensure!(
+        w.shape.spatial() == &a.kernel[..n],
+        "the weight {} does not have the kernel {:?}",
+        w.shape,
+        &a.kernel[..n]
+    );
+    check_groups("the weight's first axis", w.shape.dim(0), a.groups)
+}
+
+pub(super) fn infer_conv(a: &ConvAttrs, inputs: &[Ty]) -> Checked<Ty> {
+    let (x, w) = (&inputs[0], &inputs[1]);
+    let n = check::expect_map("the input", x)?;
+    check_attrs(a, n)?;
+    check_weight(a, w, n)?;
+    let (k, c) = (w.shape.dim(0), x.shape.channels());
+    check_groups("the input", c, a.groups)?;
+    ensure!(
+        w.shape.dim(1) == c / a.groups,
+        "the input has {c} channels in {} group(s), so the weight must be [{k}, {}, …], not {}",
+        a.groups,
+        c / a.groups,
+        w.shape
+    );
+    if let Some(b) = inputs.get(2) {
+        check::expect_dims("the bias", b, &[k])?;
+    }
+    check::map(
+        x.dtype,
+        x.shape.batch(),
+        k,
+        &out_spatial(a, x.shape.spatial())?,
+    )
+}
+
+pub(super) fn infer_transpose(a: &ConvTransposeAttrs, inputs: &[Ty]) -> Checked<Ty> {
+    let (x, w) = (&inputs[0], &inputs[1]);
+    let n = check::expect_map("the input", x)?;
+    check_attrs(&a.conv, n)?;
+    check::expect_axes("the output extent", &a.out_spatial, n, 1)?;
+    check_weight(&a.conv, w, n)?;
+    ensure!(
+        w.shape.dim(0) == x.shape.channels(),
+        "the input has {} channels, so the weight of the transposed convolution must be [{}, …], not {}",
+        x.shape.channels(),
+        x.shape.channels(),
+        w.shape
+    );
+    let c = w.shape.dim(1).saturating_mul(a.conv.groups);
+    if let Some(b) = inputs.get(2) {
+        check::expect_dims("the bias", b, &[c])?;
+    }
+    let out = &a.out_spatial[..n];
+    let back = out_spatial(&a.conv, out)?;
+    ensure!(
+        back == x.shape.spatial(),
+        "the convolution makes {back:?} of {out:?}, not the input's {:?}: the output extent must be \
+         (input − 1)·stride − padding + the kernel's span, plus less than the stride",
+        x.shape.spatial()
+    );
+    check::map(x.dtype, x.shape.batch(), c, out)
+}
+
+pub(super) fn infer_weight_grad(a: &ConvAttrs, inputs: &[Ty]) -> Checked<Ty> {
+    let (x, y) = (&inputs[0], &inputs[1]);
+    let n = check::expect_map("the input", x)?;
+    check_attrs(a, n)?;
+    check_groups("the input", x.shape.channels(), a.groups)?;
+    check_groups("the output gradient", y.shape.channels(), a.groups)?;
+    let like = check::map(
+        x.dtype,
+        x.shape.batch(),
+        1,
+        &out_spatial(a, x.shape.spatial())?,
+    )?;
+    check::expect_same_space("the output gradient", y, "the output", &like)?;
+    let mut dims = [1; MAX_RANK];
+    dims[0] = y.shape.channels();
+    dims[1] = x.shape.channels() / a.groups;
+    dims[2..2 + n].copy_from_slice(&a.kernel[..n]);
+    check::ty(x.dtype, Form::Flat, &dims[..2 + n])
+}
+
+/// Per output position: a multiply and an add for each weight of each group.
+pub(super) fn conv_flops(inputs: &[Ty], out: &Ty) -> f64 {
+    let bias = if inputs.len() == 3 {
+        out.shape.channels() as f64
+    } else {
+        0.0
+    };
+    2.0 * volume(inputs[1].shape.dims()) + bias
+}
+
+/// As many as the convolution it is the adjoint of, spread over the output.
+pub(super) fn transpose_flops(inputs: &[Ty], out: &Ty) -> f64 {
+    let ratio = volume(inputs[0].shape.spatial()) / volume(out.shape.spatial());
+    let bias = if inputs.len() == 3 {
+        out.shape.channels() as f64
+    } else {
+        0.0
+    };
+    2.0 * volume(inputs[1].shape.dims()) * ratio + bias
+}
+
+/// Per position of the output gradient, the same as the forward.
+pub(super) fn weight_grad_flops(out: &Ty) -> f64 {
+    2.0 * volume(out.shape.dims())
+}
