@@ -1,0 +1,68 @@
+//! Who computes what, with which scratch.
+//!
+//! A convolution is cut into tasks that write disjoint outputs. A few workers,
+//! each with its own part of the caller's workspace, draw tasks from a counter:
+//! which worker gets which task does not matter to any bit of the result.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Scratch wanted per thread: a panel and a weight block that together stay in
+/// a typical second-level cache, and a share of the weight gradient's sums.
+pub(super) const BYTES_PER_THREAD: usize = 1 << 20;
+
+/// Below this many multiply-adds, waking another thread costs more than it saves.
+const SERIAL_MACS: usize = 1 << 17;
+
+/// Bytes of a cache line; scratch is aligned to it.
+const LINE: usize = 64;
+
+/// The aligned middle of a byte workspace, as zeroed-or-stale floats.
+pub(super) fn floats(ws: &mut [u8]) -> &mut [f32] {
+    let skip = ws.as_ptr().align_offset(LINE).min(ws.len());
+    let ws = &mut ws[skip..];
+    // SAFETY: any bytes are a valid `f32`; the start is aligned to a line.
+    let (_, floats, _) = unsafe { ws.align_to_mut::<f32>() };
+    floats
+}
+
+/// How many workers to use for so many tasks and multiply-adds.
+pub(super) fn n_workers(n_tasks: usize, macs: usize) -> usize {
+    if macs < SERIAL_MACS {
+        1
+    } else {
+        rayon::current_num_threads().min(n_tasks).max(1)
+    }
+}
+
+/// Runs `task(index, scratch)` for every index below `n_tasks`, on
+/// `n_workers` threads that share `scratch` evenly.
+pub(super) fn run<F>(n_tasks: usize, n_workers: usize, scratch: &mut [f32], task: F)
+where
+    F: Fn(usize, &mut [f32]) + Sync,
+{
+    let next = AtomicUsize::new(0);
+    let work = |scratch: &mut [f32]| {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= n_tasks {
+                return;
+            }
+            task(index, scratch);
+        }
+    };
+    let share = share(scratch.len(), n_workers);
+    let mut rest = scratch;
+    rayon::scope(|scope| {
+        for _ in 1..n_workers {
+            let (mine, others) = std::mem::take(&mut rest).split_at_mut(share);
+            rest = others;
+            scope.spawn(|_| work(mine));
+        }
+        work(&mut rest[..share]);
+    });
+}
+
+/// Floats of scratch that each of `n_workers` gets out of `len`: whole lines.
+pub(super) fn share(len: usize, n_workers: usize) -> usize {
+    len / n_workers / (LINE / 4) * (LINE / 4)
+}

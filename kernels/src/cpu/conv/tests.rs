@@ -1,0 +1,460 @@
+//! Random geometries against the definition, against each other, and against
+//! the adjoint identities that make them gradients of one another.
+
+use proptest::prelude::*;
+use sstep_autodiff::{
+    AxisRead, ConvAttrs, ConvTransposeAttrs, DType, Form, Op, Region, Shape, Span, Ty,
+};
+
+use super::{conv, transpose, weight_grad};
+use crate::Job;
+use crate::real::Real;
+use crate::view::{Box4, In, Layout, Out};
+
+/// One convolution and how it is cut.
+#[derive(Clone, Debug)]
+struct Case {
+    attrs: ConvAttrs,
+    x: Shape,
+    y: Shape,
+    w: Shape,
+    bias: bool,
+    /// Where regions are cut, in 1/8 of each axis.
+    cut: [(usize, usize); 4],
+    /// Unused capacity per axis of windowed views.
+    slack: usize,
+    /// Bytes of workspace, and how many of them are skipped to misalign it.
+    ws: (usize, usize),
+    seed: u64,
+}
+
+impl Case {
+    fn transposed(&self) -> ConvTransposeAttrs {
+        let mut out_spatial = [1; 3];
+        out_spatial[..self.x.spatial().len()].copy_from_slice(self.x.spatial());
+        ConvTransposeAttrs {
+            conv: self.attrs,
+            out_spatial,
+        }
+    }
+
+    /// A part of a map: `cut` of every axis.
+    fn part(&self, ty: &Ty) -> Region {
+        let spans: Vec<Span> = (0..ty.n_axes())
+            .map(|a| {
+                let extent = ty.axis_extent(a);
+                let (lo, hi) = self.cut[a];
+                let lo = (lo * extent / 8).min(extent - 1);
+                Span::new(lo, (hi * extent).div_ceil(8).clamp(lo + 1, extent))
+            })
+            .collect();
+        Region::new(&spans)
+    }
+}
+
+fn axis() -> impl Strategy<Value = ([usize; 5], usize)> {
+    let geometry = (1..6usize, 1..4usize, 1..4usize, 0..4usize, 0..4usize);
+    (geometry, 1..30usize, 0..8usize).prop_filter_map(
+        "the padded input holds the kernel",
+        |((kernel, stride, dilation, lo, hi), extent, shape)| {
+            // Half of the axes are ordinary: stride 1, no dilation.
+            let (stride, dilation) = if shape < 4 {
+                (1, 1)
+            } else {
+                (stride, dilation)
+            };
+            let reach = (kernel - 1) * dilation + 1;
+            let extent = if shape == 7 { extent * 5 } else { extent };
+            (extent + lo + hi >= reach).then_some(([kernel, stride, dilation, lo, hi], extent))
+        },
+    )
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let axes = prop::collection::vec(axis(), 1..=3);
+    let channels = (1..3usize, 1..4usize, 1..10usize, 1..10usize, any::<bool>());
+    let cut = prop::array::uniform4((0..6usize, 3..9usize));
+    let ws = (
+        prop::sample::select(vec![0, 3000, 20_000, 100_000, 2 << 20]),
+        0..9usize,
+    );
+    (axes, channels, cut, 0..3usize, ws, any::<u64>()).prop_map(
+        |(axes, (batch, groups, in_group, out_group, bias), cut, slack, ws, seed)| {
+            let mut attrs = ConvAttrs {
+                kernel: [1; 3],
+                stride: [1; 3],
+                dilation: [1; 3],
+                pad_lo: [0; 3],
+                pad_hi: [0; 3],
+                groups,
+            };
+            let mut extents = vec![];
+            for (s, ([kernel, stride, dilation, lo, hi], extent)) in axes.into_iter().enumerate() {
+                // Three long axes would take too long.
+                let extent = if s == 0 { extent } else { extent.min(60) };
+                attrs.kernel[s] = kernel;
+                attrs.stride[s] = stride;
+                attrs.dilation[s] = dilation;
+                attrs.pad_lo[s] = lo;
+                attrs.pad_hi[s] = hi;
+                extents.push(extent);
+            }
+            if extents.len() == 3 {
+                extents.iter_mut().zip(0..).for_each(|(e, s)| {
+                    let reach = (attrs.kernel[s] - 1) * attrs.dilation[s] + 1;
+                    *e = (*e).min(reach + 7);
+                });
+            }
+            let out: Vec<usize> = extents
+                .iter()
+                .enumerate()
+                .map(|(s, &e)| attrs.out_extent(s, e).expect("filtered"))
+                .collect();
+            let mut w = vec![out_group * groups, in_group];
+            w.extend(&attrs.kernel[..extents.len()]);
+            Case {
+                attrs,
+                x: Shape::map(batch, in_group * groups, &extents),
+                y: Shape::map(batch, out_group * groups, &out),
+                w: Shape::new(&w),
+                bias,
+                cut,
+                slack,
+                ws,
+                seed,
+            }
+        },
+    )
+}
+
+fn ty<T: Real>(shape: Shape, form: Form) -> Ty {
+    Ty {
+        dtype: T::DTYPE,
+        shape,
+        form,
+    }
+}
+
+/// Reproducible numbers in (−1, 1).
+fn numbers<T: Real>(n: usize, seed: u64) -> Vec<T> {
+    let mut state = seed | 1;
+    (0..n)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            T::from_f64((state >> 40) as f64 / (1u64 << 23) as f64 - 1.0)
+        })
+        .collect()
+}
+
+/// Visits every row of a region: `(n, c, d, h, columns)`.
+fn rows(
+    layout: &Layout,
+    part: &Region,
+) -> Vec<(usize, usize, usize, usize, std::ops::Range<usize>)> {
+    let b = Box4::lift(part);
+    let mut all = vec![];
+    for n in b.n() {
+        for c in 0..layout.dims[1] {
+            for d in b.s(0) {
+                for h in b.s(1) {
+                    all.push((n, c, d, h, b.s(2)));
+                }
+            }
+        }
+    }
+    all
+}
+
+/// A window that holds `part` of a dense tensor and NaN elsewhere, so that a
+/// read beyond what a region needs is seen.
+fn window<T: Real>(ty: &Ty, data: &[T], part: &Region, slack: usize) -> (Layout, Vec<T>) {
+    let capacity: Vec<usize> = part.spans().iter().map(|s| s.len() + slack).collect();
+    let layout = Layout::window(ty, &capacity, part);
+    let mut held = vec![T::from_f64(f64::NAN); layout.len];
+    let whole = In::new(Layout::whole(ty), data);
+    let view = Out::new(layout, &mut held);
+    for (n, c, d, h, w) in rows(&layout, part) {
+        // SAFETY: one slice at a time.
+        unsafe { view.row_mut(n, c, d, h, w.clone()) }.copy_from_slice(whole.row(n, c, d, h, w));
+    }
+    (layout, held)
+}
+
+/// Which kernel, and its operands: `a` is the map it reads first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Forward,
+    Transposed,
+}
+
+struct Operands<T> {
+    x: Vec<T>,
+    y: Vec<T>,
+    w: Vec<T>,
+    /// One per channel of `x` or `y`, whichever is more.
+    bias: Vec<T>,
+}
+
+fn operands<T: Real>(case: &Case) -> Operands<T> {
+    Operands {
+        x: numbers(case.x.elems(), case.seed),
+        y: numbers(case.y.elems(), case.seed.wrapping_add(77)),
+        w: numbers(case.w.elems(), case.seed.wrapping_add(99)),
+        bias: numbers(
+            case.x.channels().max(case.y.channels()),
+            case.seed.wrapping_add(11),
+        ),
+    }
+}
+
+/// Runs a map kernel on a part of its output; returns that part, dense.
+fn run<T: Real>(case: &Case, kind: Kind, ops: &Operands<T>, part: &Region, plain: bool) -> Vec<T> {
+    let (x_ty, y_ty) = (ty::<T>(case.x, Form::Map), ty::<T>(case.y, Form::Map));
+    let (in_ty, out_ty, data, op) = match kind {
+        Kind::Forward => (x_ty, y_ty, &ops.x, Op::Conv(case.attrs)),
+        Kind::Transposed => (y_ty, x_ty, &ops.y, Op::ConvTranspose(case.transposed())),
+    };
+    let mut read = Region::whole(&in_ty);
+    for axis in 1..in_ty.n_axes() {
+        let window = case.attrs.window(axis - 1);
+        let reads = match kind {
+            Kind::Forward => AxisRead::Window(window),
+            Kind::Transposed => AxisRead::Adjoint(window),
+        };
+        read.set(axis, reads.apply(part.span(axis), in_ty.axis_extent(axis)));
+    }
+    read.set(0, part.span(0));
+    let (in_layout, held) = window(&in_ty, data, &read, case.slack);
+    let capacity: Vec<usize> = part.spans().iter().map(|s| s.len() + case.slack).collect();
+    let out_layout = Layout::window(&out_ty, &capacity, part);
+    let mut result = vec![T::ZERO; out_layout.len];
+    let w_ty = ty::<T>(case.w, Form::Flat);
+    let bias = &ops.bias[..out_ty.shape.channels()];
+    let bias_ty = ty::<T>(Shape::new(&[bias.len()]), Form::Flat);
+    let mut inputs = vec![
+        In::new(in_layout, &held),
+        In::new(Layout::whole(&w_ty), &ops.w),
+    ];
+    if case.bias {
+        inputs.push(In::new(Layout::whole(&bias_ty), bias));
+    }
+    let region = Box4::lift(part);
+    let job = Job {
+        op: &op,
+        region,
+        inputs: &inputs,
+        step: 0,
+        seed: 0,
+        plain,
+    };
+    let mut ws = vec![0xffu8; case.ws.0 + case.ws.1];
+    let ws = &mut ws[case.ws.1..];
+    let mut out = Out::new(out_layout, &mut result);
+    match kind {
+        Kind::Forward => conv(&case.attrs, &job, &mut out, ws),
+        Kind::Transposed => transpose(&case.transposed(), &job, &mut out, ws),
+    }
+    let view = In::new(out_layout, &result);
+    rows(&out_layout, part)
+        .into_iter()
+        .flat_map(|(n, c, d, h, w)| view.row(n, c, d, h, w))
+        .copied()
+        .collect()
+}
+
+fn weights<T: Real>(case: &Case, ops: &Operands<T>, part: &Region, plain: bool) -> Vec<T> {
+    let (x_ty, y_ty) = (ty::<T>(case.x, Form::Map), ty::<T>(case.y, Form::Map));
+    let mut read = Region::whole(&x_ty);
+    for axis in 1..x_ty.n_axes() {
+        let reads = AxisRead::Window(case.attrs.window(axis - 1));
+        read.set(axis, reads.apply(part.span(axis), x_ty.axis_extent(axis)));
+    }
+    read.set(0, part.span(0));
+    let (x_layout, x) = window(&x_ty, &ops.x, &read, case.slack);
+    let (y_layout, y) = window(&y_ty, &ops.y, part, case.slack);
+    let inputs = [In::new(x_layout, &x), In::new(y_layout, &y)];
+    let op = Op::ConvWeightGrad(case.attrs);
+    let region = Box4::lift(part);
+    let job = Job {
+        op: &op,
+        region,
+        inputs: &inputs,
+        step: 0,
+        seed: 0,
+        plain,
+    };
+    let mut ws = vec![0xffu8; case.ws.0 + case.ws.1];
+    let mut into = vec![T::ONE; case.w.elems()];
+    weight_grad(&case.attrs, &job, &mut into, &mut ws[case.ws.1..]);
+    // It adds: what was there stays.
+    into.iter().map(|&w| w - T::ONE).collect()
+}
+
+/// The definition, element by element, in doubles; a bias of zero.
+fn definition(case: &Case, x: &[f64], w: &[f64]) -> Vec<f64> {
+    let a = &case.attrs;
+    let lift = |s: &Shape| Layout::whole(&ty::<f64>(*s, Form::Map)).dims;
+    let (xd, yd) = (lift(&case.x), lift(&case.y));
+    let first = 3 - case.x.spatial().len();
+    let of = |v: &[usize; 3], s: usize, none: usize| if s < first { none } else { v[s - first] };
+    let kernel: Vec<usize> = (0..3).map(|s| of(&a.kernel, s, 1)).collect();
+    let (in_group, out_group) = (xd[1] / a.groups, yd[1] / a.groups);
+    let source = |s: usize, j: usize, t: usize| {
+        (j * of(&a.stride, s, 1) + t * of(&a.dilation, s, 1))
+            .checked_sub(of(&a.pad_lo, s, 0))
+            .filter(|&i| i < xd[2 + s])
+    };
+    let mut y = vec![];
+    for n in 0..yd[0] {
+        for k in 0..yd[1] {
+            for j in 0..yd[2] * yd[3] * yd[4] {
+                let j = [j / (yd[3] * yd[4]), j / yd[4] % yd[3], j % yd[4]];
+                let mut sum = 0.0;
+                for c in 0..in_group {
+                    for td in 0..kernel[0] {
+                        for th in 0..kernel[1] {
+                            for tw in 0..kernel[2] {
+                                let at = (
+                                    source(0, j[0], td),
+                                    source(1, j[1], th),
+                                    source(2, j[2], tw),
+                                );
+                                let (Some(d), Some(h), Some(v)) = at else {
+                                    continue;
+                                };
+                                let plane = n * xd[1] + k / out_group * in_group + c;
+                                let tap = (td * kernel[1] + th) * kernel[2] + tw;
+                                let taps = kernel.iter().product::<usize>();
+                                sum += x[((plane * xd[2] + d) * xd[3] + h) * xd[4] + v]
+                                    * w[(k * in_group + c) * taps + tap];
+                            }
+                        }
+                    }
+                }
+                y.push(sum);
+            }
+        }
+    }
+    y
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn norm(a: impl Iterator<Item = f64>) -> f64 {
+    a.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+fn bits(a: &[f32]) -> Vec<u32> {
+    a.iter().map(|v| v.to_bits()).collect()
+}
+
+fn whole(shape: Shape) -> Region {
+    Region::whole(&Ty {
+        dtype: DType::F32,
+        shape,
+        form: Form::Map,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn convolution_is_its_definition(mut case in case()) {
+        case.bias = false;
+        let ops = operands::<f64>(&case);
+        let y = run(&case, Kind::Forward, &ops, &whole(case.y), false);
+        let expected = definition(&case, &ops.x, &ops.w);
+        for (y, e) in y.iter().zip(&expected) {
+            prop_assert!((y - e).abs() < 1e-11, "{y} is not {e}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_adjoint(mut case in case()) {
+        case.bias = false;
+        let ops = operands::<f64>(&case);
+        let y = run(&case, Kind::Forward, &ops, &whole(case.y), false);
+        let x = run(&case, Kind::Transposed, &ops, &whole(case.x), false);
+        let w = weights(&case, &ops, &whole(case.y), false);
+        let terms = norm(y.iter().copied()) * norm(ops.y.iter().copied()) + 1.0;
+        let expected = dot(&y, &ops.y);
+        prop_assert!((dot(&ops.x, &x) - expected).abs() < 1e-12 * terms);
+        prop_assert!((dot(&ops.w, &w) - expected).abs() < 1e-11 * terms);
+    }
+
+    #[test]
+    fn fast_is_plain_bit_for_bit(case in case()) {
+        let ops = operands::<f32>(&case);
+        for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
+            let fast = run(&case, kind, &ops, &whole(shape), false);
+            let plain = run(&case, kind, &ops, &whole(shape), true);
+            prop_assert_eq!(bits(&fast), bits(&plain), "{:?}", kind);
+        }
+    }
+
+    #[test]
+    fn a_region_repeats_the_bits_of_the_whole(case in case()) {
+        let ops = operands::<f32>(&case);
+        for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
+            let out = ty::<f32>(shape, Form::Map);
+            let part = case.part(&out);
+            let all = run(&case, kind, &ops, &Region::whole(&out), false);
+            let (layout, expected) = window(&out, &all, &part, 0);
+            let view = In::new(layout, &expected);
+            let expected: Vec<f32> = rows(&layout, &part)
+                .into_iter()
+                .flat_map(|(n, c, d, h, w)| view.row(n, c, d, h, w))
+                .copied()
+                .collect();
+            for plain in [false, true] {
+                let found = run(&case, kind, &ops, &part, plain);
+                prop_assert_eq!(bits(&found), bits(&expected), "{:?} plain {}", kind, plain);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_bits(case in case()) {
+        let ops = operands::<f32>(&case);
+        let all = || {
+            (
+                bits(&run(&case, Kind::Forward, &ops, &whole(case.y), false)),
+                bits(&run(&case, Kind::Transposed, &ops, &whole(case.x), false)),
+                bits(&weights(&case, &ops, &whole(case.y), false)),
+            )
+        };
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+        let three = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("a pool");
+        let (forward, transposed, _) = one.install(all);
+        let (forward3, transposed3, weights3) = three.install(all);
+        prop_assert_eq!(forward, forward3);
+        prop_assert_eq!(transposed, transposed3);
+        prop_assert_eq!(weights3, three.install(all).2, "the same pool, the same bits");
+    }
+
+    #[test]
+    fn weight_gradients_are_accurate(case in case()) {
+        let ops = operands::<f32>(&case);
+        let double = Operands {
+            x: ops.x.iter().map(|&v| f64::from(v)).collect(),
+            y: ops.y.iter().map(|&v| f64::from(v)).collect(),
+            w: vec![],
+            bias: vec![],
+        };
+        let part = case.part(&ty::<f32>(case.y, Form::Map));
+        let exact = weights(&case, &double, &part, true);
+        for plain in [false, true] {
+            let found = weights(&case, &ops, &part, plain);
+            let error = norm(found.iter().zip(&exact).map(|(&f, e)| f64::from(f) - e));
+            // Adding to the one that was there costs half a unit of its own.
+            let size = norm(exact.iter().copied()) + (exact.len() as f64).sqrt();
+            prop_assert!(error < 1e-6 * size, "plain {plain}: {error} of {size}");
+        }
+    }
+}
