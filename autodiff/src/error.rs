@@ -24,7 +24,7 @@ impl ShapeReason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TapeError {
     /// An op does not accept its inputs.
-    #[error("node `{node}`: {op} does not accept ({inputs}): {reason}")]
+    #[error("node `{node}` = {op}({inputs}): {reason}")]
     Shape {
         /// Name of the node.
         node: String,

@@ -2,14 +2,18 @@
 
 #![forbid(unsafe_code)]
 
+mod build;
 mod error;
+mod grad;
 mod op;
 mod ops;
 mod region;
 mod tape;
 mod ty;
 
+pub use build::{Attention, ConvSpec, PoolSpec};
 pub use error::{ShapeReason, TapeError};
+pub use grad::{Gradients, backward};
 pub use op::*;
 pub use ops::infer;
 pub use region::{AxisRead, MAX_AXES, Region, Span, Window};

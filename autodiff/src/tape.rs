@@ -131,12 +131,7 @@ impl Tape {
     /// # Errors
     /// [`TapeError::Shape`] and its kin if the op does not accept the inputs.
     pub fn push(&mut self, op: Op, inputs: &[NodeId]) -> Result<NodeId, TapeError> {
-        let mut n = self.order.len();
-        let mut name = format!("t{n}");
-        while self.names.contains_key(&name) {
-            n += 1;
-            name = format!("t{n}");
-        }
+        let name = self.free_name("t");
         self.push_named(&name, op, inputs)
     }
 
@@ -161,14 +156,47 @@ impl Tape {
         })
     }
 
-    fn insert(&mut self, node: Node) -> Result<NodeId, TapeError> {
+    /// Gives a node another name.
+    ///
+    /// # Errors
+    /// [`TapeError::DuplicateName`] or [`TapeError::BadName`], as [`Tape::leaf`].
+    pub fn rename(&mut self, id: NodeId, name: &str) -> Result<(), TapeError> {
+        if self.nodes[id].name == name {
+            return Ok(());
+        }
+        self.check_name(name)?;
+        let old = std::mem::replace(&mut self.nodes[id].name, name.to_owned());
+        self.names.remove(&old);
+        self.names.insert(name.to_owned(), id);
+        Ok(())
+    }
+
+    /// `prefix` and the number of the next node, or a later one if that is
+    /// taken.
+    pub(crate) fn free_name(&self, prefix: &str) -> String {
+        (self.order.len()..)
+            .map(|n| format!("{prefix}{n}"))
+            .find(|name| !self.names.contains_key(name))
+            .expect("there are fewer names than numbers")
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), TapeError> {
         let plain = |c: char| c.is_alphanumeric() || "._-/".contains(c);
-        if node.name.is_empty() || !node.name.chars().all(plain) {
-            return Err(TapeError::BadName { name: node.name });
+        if name.is_empty() || !name.chars().all(plain) {
+            return Err(TapeError::BadName {
+                name: name.to_owned(),
+            });
         }
-        if self.names.contains_key(&node.name) {
-            return Err(TapeError::DuplicateName { name: node.name });
+        if self.names.contains_key(name) {
+            return Err(TapeError::DuplicateName {
+                name: name.to_owned(),
+            });
         }
+        Ok(())
+    }
+
+    fn insert(&mut self, node: Node) -> Result<NodeId, TapeError> {
+        self.check_name(&node.name)?;
         let name = node.name.clone();
         let id = self.nodes.insert(node);
         self.names.insert(name, id);

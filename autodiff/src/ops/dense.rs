@@ -1,5 +1,8 @@
 //! Fully connected layers on flat features.
 
+use crate::error::TapeError;
+use crate::grad::Vjp;
+use crate::op::Op;
 use crate::ty::Ty;
 
 use super::check::{self, Checked, ensure};
@@ -64,4 +67,12 @@ pub(super) fn infer_weight_grad(x: &Ty, g: &Ty) -> Checked<Ty> {
 /// A multiply and an add per weight and sample.
 pub(super) fn flops(n: usize, o: usize, f: usize) -> f64 {
     2.0 * n as f64 * o as f64 * f as f64
+}
+
+/// `x̄ = ȳ w`, `w̄ = ȳᵀ x`, `b̄` sums `ȳ` over the batch.
+pub(super) fn vjp_linear(v: &mut Vjp) -> Result<(), TapeError> {
+    let (x, w, g) = (v.inputs[0], v.inputs[1], v.cotangent);
+    v.give_op(1, Op::LinearWeightGrad, &[x, g])?;
+    v.give_op(2, Op::SumMap { keep_batch: false }, &[g])?;
+    v.give_op(0, Op::LinearInputGrad, &[g, w])
 }

@@ -1,9 +1,13 @@
 //! Functions of one element, sums and products, dropout, softmax.
 
-use crate::op::{Num, Saved, UnaryKind};
-use crate::ty::Ty;
+use crate::error::TapeError;
+use crate::grad::Vjp;
+use crate::op::{Num, Op, Saved, UnaryKind};
+use crate::tape::NodeId;
+use crate::ty::{Form, Shape, Ty};
 
 use super::check::{self, Checked, ensure, unit};
+use super::structure::spatial_of;
 
 /// Work of an exponential and its like, in multiplications.
 pub(super) const EXP_FLOPS: f64 = 10.0;
@@ -163,4 +167,87 @@ pub(super) fn dropout_flops(out: &Ty) -> f64 {
 
 pub(super) fn softmax_flops(out: &Ty) -> f64 {
     (EXP_FLOPS + 4.0) * unit(out)
+}
+
+/// From the argument, for every function; see [`UnaryKind::grad_from_output`].
+pub(super) fn vjp_unary(v: &mut Vjp, kind: UnaryKind) -> Result<(), TapeError> {
+    v.give_op(
+        0,
+        Op::UnaryGrad {
+            kind,
+            saved: Saved::Input,
+        },
+        &[v.inputs[0], v.cotangent],
+    )
+}
+
+/// How the operands of the node differentiated through meet.
+fn repeat_of(v: &Vjp) -> Repeat {
+    repeat(&v.ty(v.inputs[0]), &v.ty(v.inputs[1])).expect("the node was accepted by the same rule")
+}
+
+/// Sums `g` over what the second operand was repeated over.
+fn unrepeat(v: &mut Vjp, how: Repeat, g: NodeId) -> Result<NodeId, TapeError> {
+    match how {
+        Repeat::None => Ok(g),
+        Repeat::Space => v.push(Op::SumMap { keep_batch: true }, &[g]),
+        Repeat::Channels => v.push(Op::ChannelSum, &[g]),
+    }
+}
+
+/// `ȳ` for both, summed where the second was repeated. Saves nothing.
+pub(super) fn vjp_add(v: &mut Vjp) -> Result<(), TapeError> {
+    if v.wants(1) {
+        let gradient = unrepeat(v, repeat_of(v), v.cotangent)?;
+        v.give(1, gradient);
+    }
+    if v.wants(0) {
+        v.give(0, v.cotangent);
+    }
+    Ok(())
+}
+
+/// `ȳ` times the other, summed where the second was repeated.
+pub(super) fn vjp_mul(v: &mut Vjp) -> Result<(), TapeError> {
+    let (a, b, g) = (v.inputs[0], v.inputs[1], v.cotangent);
+    if v.wants(1) {
+        let product = v.push(Op::Mul, &[g, a])?;
+        let gradient = unrepeat(v, repeat_of(v), product)?;
+        v.give(1, gradient);
+    }
+    v.give_op(0, Op::Mul, &[g, b])
+}
+
+/// The op is linear and its own adjoint: scaling, dropout.
+pub(super) fn vjp_self_adjoint(v: &mut Vjp) -> Result<(), TapeError> {
+    v.give_op(0, v.op(), &[v.cotangent])
+}
+
+/// `y (ȳ − Σ y ȳ)`: saves `y`, never `x`.
+pub(super) fn vjp_softmax(v: &mut Vjp) -> Result<(), TapeError> {
+    v.give_op(0, Op::SoftmaxGrad, &[v.node, v.cotangent])
+}
+
+/// `ȳ` repeated over the channels: a map of ones times it.
+pub(super) fn vjp_channel_sum(v: &mut Vjp) -> Result<(), TapeError> {
+    if !v.wants(0) {
+        return Ok(());
+    }
+    let x = v.ty(v.inputs[0]);
+    if x.shape.channels() == 1 {
+        v.give(0, v.cotangent);
+        return Ok(());
+    }
+    let dims = [x.shape.batch(), x.shape.channels()];
+    let one = v.constant(
+        1.0,
+        Ty {
+            shape: Shape::new(&dims),
+            form: Form::Flat,
+            ..x
+        },
+    )?;
+    let (spatial, n_spatial) = spatial_of(&x.shape);
+    let ones = v.push(Op::Broadcast { spatial, n_spatial }, &[one])?;
+    v.give_op(0, Op::Mul, &[ones, v.cotangent])
 }

@@ -1,6 +1,8 @@
 //! Losses: one number from predictions and targets.
 
-use crate::op::Num;
+use crate::error::TapeError;
+use crate::grad::Vjp;
+use crate::op::{Num, Op};
 use crate::ty::Ty;
 
 use super::check::{self, Checked, ensure, unit};
@@ -79,4 +81,22 @@ pub(super) fn infer_dice_loss_grad(smooth: Num, sums: &Ty, g: &Ty) -> Checked<Ty
 /// An exponential and a few steps per logit.
 pub(super) fn log_flops(x: &Ty) -> f64 {
     (EXP_FLOPS + 4.0) * unit(x)
+}
+
+/// A loss of a prediction and a target, whose gradient op takes both and the
+/// gradient of the loss. Targets are data and have no gradient.
+pub(super) fn vjp_paired(v: &mut Vjp, grad: Op) -> Result<(), TapeError> {
+    v.refuse(1)?;
+    v.give_op(0, grad, &[v.inputs[0], v.inputs[1], v.cotangent])
+}
+
+/// `p̄ = t·ḡ₀ + ḡ₁`: saves `t` only, the sums being linear in `p`.
+pub(super) fn vjp_dice_sums(v: &mut Vjp) -> Result<(), TapeError> {
+    v.refuse(1)?;
+    v.give_op(0, Op::DiceSumsGrad, &[v.inputs[1], v.cotangent])
+}
+
+/// From the sums alone.
+pub(super) fn vjp_dice_loss(v: &mut Vjp, smooth: Num) -> Result<(), TapeError> {
+    v.give_op(0, Op::DiceLossGrad { smooth }, &[v.inputs[0], v.cotangent])
 }

@@ -15,7 +15,10 @@ mod structure;
 mod upsample;
 mod window;
 
-use crate::error::ShapeReason;
+pub(crate) use check::ty as checked_ty;
+
+use crate::error::{ShapeReason, TapeError};
+use crate::grad::Vjp;
 use crate::op::Op;
 use crate::tape::{NodeId, Tape};
 use crate::ty::{DType, Form, Ty};
@@ -135,6 +138,63 @@ pub fn infer(op: &Op, inputs: &[Ty]) -> Result<Ty, ShapeReason> {
         Op::DiceSumsGrad => loss::infer_dice_sums_grad(x, &inputs[1]),
         Op::DiceLoss { smooth } => loss::infer_dice_loss(*smooth, x),
         Op::DiceLossGrad { smooth } => loss::infer_dice_loss_grad(*smooth, x, &inputs[1]),
+    }
+}
+
+/// Appends the gradients of a node's wanted inputs, given that of its result.
+///
+/// # Errors
+/// [`TapeError::NoGradient`] if one that is wanted is not defined.
+pub(crate) fn vjp(v: &mut Vjp) -> Result<(), TapeError> {
+    match v.op() {
+        // A leaf has no inputs.
+        Op::Input { .. } | Op::Param { .. } | Op::Constant { .. } => Ok(()),
+        Op::Conv(a) => window::vjp_conv(v, &a),
+        Op::ConvTranspose(a) => window::vjp_transpose(v, &a),
+        Op::MaxPool(a) => pool::vjp_max(v, &a),
+        Op::AvgPool(a) => pool::vjp_avg(v, &a),
+        Op::Upsample(a) => upsample::vjp(v, &a),
+        Op::Unary(kind) => elementwise::vjp_unary(v, kind),
+        Op::Add => elementwise::vjp_add(v),
+        Op::Mul => elementwise::vjp_mul(v),
+        Op::Scale { .. } | Op::Dropout { .. } => elementwise::vjp_self_adjoint(v),
+        Op::Softmax => elementwise::vjp_softmax(v),
+        Op::ChannelSum => elementwise::vjp_channel_sum(v),
+        Op::Concat => structure::vjp_concat(v),
+        Op::Slice(a) => structure::vjp_slice(v, &a),
+        Op::Pad(a) => structure::vjp_pad(v, &a),
+        Op::Broadcast { .. } => structure::vjp_broadcast(v),
+        Op::SumMap { keep_batch } => reduce::vjp_sum(v, keep_batch),
+        Op::GlobalMax => reduce::vjp_global_max(v),
+        Op::SpatialLse => reduce::vjp_lse(v),
+        Op::Normalise(a) => norm::vjp_normalise(v, &a),
+        Op::Linear => dense::vjp_linear(v),
+        Op::CrossEntropy => loss::vjp_paired(v, Op::CrossEntropyGrad),
+        Op::Bce => loss::vjp_paired(v, Op::BceGrad),
+        Op::Mse => loss::vjp_paired(v, Op::MseGrad),
+        Op::DiceSums => loss::vjp_dice_sums(v),
+        Op::DiceLoss { smooth } => loss::vjp_dice_loss(v, smooth),
+        // Moments reach a loss only through the norm that goes through them
+        // itself; the others are gradients already.
+        Op::Moments(_)
+        | Op::PackMoments
+        | Op::ConvWeightGrad(_)
+        | Op::MaxPoolGrad(_)
+        | Op::AvgPoolGrad { .. }
+        | Op::UpsampleGrad(_)
+        | Op::UnaryGrad { .. }
+        | Op::SoftmaxGrad
+        | Op::GlobalMaxGrad { .. }
+        | Op::NormSums(_)
+        | Op::NormGrad(_)
+        | Op::NormParamGrad(_)
+        | Op::LinearInputGrad
+        | Op::LinearWeightGrad
+        | Op::CrossEntropyGrad
+        | Op::BceGrad
+        | Op::MseGrad
+        | Op::DiceSumsGrad
+        | Op::DiceLossGrad { .. } => (0..v.inputs.len()).try_for_each(|i| v.refuse(i)),
     }
 }
 

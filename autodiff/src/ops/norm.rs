@@ -1,6 +1,8 @@
 //! Normalisation, split into a reduction and a pointwise op.
 
-use crate::op::{NormAttrs, NormKind, Op};
+use crate::error::TapeError;
+use crate::grad::Vjp;
+use crate::op::{NormAttrs, NormKind, NormParam, Op};
 use crate::tape::{NodeId, Tape};
 use crate::ty::Ty;
 
@@ -119,4 +121,24 @@ pub(super) fn check_moments(tape: &Tape, a: &NormAttrs, x: NodeId, moments: Node
 
 pub(super) fn flops(t: &Ty, per_element: f64) -> f64 {
     per_element * unit(t)
+}
+
+/// With `x̂ = (x − mean)·rstd`: `γ̄ = Σ ȳ x̂`, `β̄ = Σ ȳ`, and
+/// `x̄ = rstd·(γ ȳ − (S₁ + x̂ S₂)/m)`, where `S₁ = Σ γ ȳ`, `S₂ = Σ γ ȳ x̂` over the
+/// `m` elements that share statistics; without the second term if frozen. Saves
+/// `x` and the moments, never the result; a frozen norm saves `x` only for `γ̄`.
+pub(super) fn vjp_normalise(v: &mut Vjp, a: &NormAttrs) -> Result<(), TapeError> {
+    let (x, moments, gamma, g) = (v.inputs[0], v.inputs[1], v.inputs[2], v.cotangent);
+    let live = v.wants(0) && !a.frozen;
+    if live || v.wants(2) {
+        let sums = v.push(Op::NormSums(*a), &[x, moments, g])?;
+        v.give_op(2, Op::NormParamGrad(NormParam::Gamma), &[sums])?;
+        v.give_op(3, Op::NormParamGrad(NormParam::Beta), &[sums])?;
+        if live {
+            return v.give_op(0, Op::NormGrad(*a), &[x, moments, g, gamma, sums]);
+        }
+    } else {
+        v.give_op(3, Op::SumMap { keep_batch: false }, &[g])?;
+    }
+    v.give_op(0, Op::NormGrad(*a), &[moments, g, gamma])
 }

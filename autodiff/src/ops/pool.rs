@@ -1,10 +1,12 @@
 //! Windowed maximum and mean.
 
-use crate::error::ShapeReason;
-use crate::op::{PerAxis, PoolAttrs};
+use crate::error::{ShapeReason, TapeError};
+use crate::grad::Vjp;
+use crate::op::{Op, PerAxis, PoolAttrs};
 use crate::ty::Ty;
 
 use super::check::{self, Checked, ensure, volume};
+use super::structure::spatial_of;
 
 /// Bounds the attributes for maps of `n` spatial axes. Every window must hold a
 /// real element: otherwise a maximum has no value and a mean no divisor.
@@ -75,4 +77,22 @@ pub(super) fn flops(a: &PoolAttrs, out: &Ty) -> f64 {
 pub(super) fn grad_flops(a: &PoolAttrs, g: &Ty, out: &Ty) -> f64 {
     flops(a, g) * volume(g.shape.spatial()) / volume(out.shape.spatial())
         + out.shape.channels() as f64
+}
+
+/// Reads `x` to find each window's maximum again; never the pooled map.
+pub(super) fn vjp_max(v: &mut Vjp, a: &PoolAttrs) -> Result<(), TapeError> {
+    v.give_op(0, Op::MaxPoolGrad(*a), &[v.inputs[0], v.cotangent])
+}
+
+/// Linear, so nothing is saved.
+pub(super) fn vjp_avg(v: &mut Vjp, a: &PoolAttrs) -> Result<(), TapeError> {
+    let (in_spatial, _) = spatial_of(&v.ty(v.inputs[0]).shape);
+    v.give_op(
+        0,
+        Op::AvgPoolGrad {
+            pool: *a,
+            in_spatial,
+        },
+        &[v.cotangent],
+    )
 }

@@ -1,11 +1,13 @@
 //! Sums, maxima and log-sum-exps over space.
 
-use crate::op::PerAxis;
+use crate::error::TapeError;
+use crate::grad::Vjp;
+use crate::op::{Num, Op, PerAxis, UnaryKind};
 use crate::ty::Ty;
 
 use super::check::{self, Checked, ensure, unit};
 use super::elementwise::EXP_FLOPS;
-use super::structure;
+use super::structure::{self, spatial_of};
 
 pub(super) fn infer_sum(keep_batch: bool, x: &Ty) -> Checked<Ty> {
     let (n, c) = (x.shape.batch(), x.shape.channels());
@@ -57,4 +59,40 @@ pub(super) fn infer_lse(x: &Ty) -> Checked<Ty> {
 
 pub(super) fn lse_flops(x: &Ty) -> f64 {
     (EXP_FLOPS + 2.0) * unit(x)
+}
+
+/// `ȳ` repeated over space. A sum over the batch too is made for gradients of
+/// biases and has none of its own.
+pub(super) fn vjp_sum(v: &mut Vjp, keep_batch: bool) -> Result<(), TapeError> {
+    if !keep_batch {
+        return v.refuse(0);
+    }
+    let (spatial, n_spatial) = spatial_of(&v.ty(v.inputs[0]).shape);
+    v.give_op(0, Op::Broadcast { spatial, n_spatial }, &[v.cotangent])
+}
+
+/// The packed coordinates say where the maxima were, so `x` is not read again.
+pub(super) fn vjp_global_max(v: &mut Vjp) -> Result<(), TapeError> {
+    let (spatial, n_spatial) = spatial_of(&v.ty(v.inputs[0]).shape);
+    v.give_op(
+        0,
+        Op::GlobalMaxGrad { spatial, n_spatial },
+        &[v.node, v.cotangent],
+    )
+}
+
+/// `exp(x − lse) · ȳ`: a softmax over space, from `x` and the result.
+pub(super) fn vjp_lse(v: &mut Vjp) -> Result<(), TapeError> {
+    if !v.wants(0) {
+        return Ok(());
+    }
+    let minus = v.push(
+        Op::Scale {
+            factor: Num::new(-1.0),
+        },
+        &[v.node],
+    )?;
+    let shifted = v.push(Op::Add, &[v.inputs[0], minus])?;
+    let softmax = v.push(Op::Unary(UnaryKind::Exp), &[shifted])?;
+    v.give_op(0, Op::Mul, &[softmax, v.cotangent])
 }

@@ -1,7 +1,9 @@
 //! Concatenation, cutting, padding and repetition: values are moved, not made.
 
-use crate::op::{PadAttrs, PerAxis, SliceAttrs};
-use crate::ty::{MAX_RANK, MAX_SPATIAL, Ty};
+use crate::error::TapeError;
+use crate::grad::Vjp;
+use crate::op::{Op, PadAttrs, PerAxis, SliceAttrs};
+use crate::ty::{MAX_RANK, MAX_SPATIAL, Shape, Ty};
 
 use super::check::{self, Checked, MAX_EXTENT, ensure};
 
@@ -112,4 +114,57 @@ pub(super) fn infer_broadcast(spatial: &PerAxis, n_spatial: u8, v: &Ty) -> Check
         v.shape
     );
     spread(v.shape.batch(), v.shape.channels(), spatial, n_spatial, v)
+}
+
+/// A map's spatial extents as per-axis attributes, and how many there are.
+pub(super) fn spatial_of(shape: &Shape) -> (PerAxis, u8) {
+    let mut spatial = [1; MAX_SPATIAL];
+    spatial[..shape.spatial().len()].copy_from_slice(shape.spatial());
+    (spatial, shape.spatial().len() as u8)
+}
+
+/// Each input gets its channels of `ȳ`.
+pub(super) fn vjp_concat(v: &mut Vjp) -> Result<(), TapeError> {
+    let mut first = 0;
+    for i in 0..v.inputs.len() {
+        let shape = v.ty(v.inputs[i]).shape;
+        let mut slice = SliceAttrs {
+            start: [0; 1 + MAX_SPATIAL],
+            len: [1; 1 + MAX_SPATIAL],
+        };
+        slice.start[0] = first;
+        slice.len[..shape.rank() - 1].copy_from_slice(&shape.dims()[1..]);
+        first += shape.channels();
+        v.give_op(i, Op::Slice(slice), &[v.cotangent])?;
+    }
+    Ok(())
+}
+
+/// Zeros where nothing was kept.
+pub(super) fn vjp_slice(v: &mut Vjp, a: &SliceAttrs) -> Result<(), TapeError> {
+    let shape = v.ty(v.inputs[0]).shape;
+    let mut pad = PadAttrs {
+        lo: a.start,
+        hi: [0; 1 + MAX_SPATIAL],
+    };
+    for (i, hi) in pad.hi.iter_mut().enumerate().take(shape.rank() - 1) {
+        *hi = shape.dim(1 + i) - a.start[i] - a.len[i];
+    }
+    v.give_op(0, Op::Pad(pad), &[v.cotangent])
+}
+
+/// What lay between the zeros.
+pub(super) fn vjp_pad(v: &mut Vjp, a: &PadAttrs) -> Result<(), TapeError> {
+    let shape = v.ty(v.inputs[0]).shape;
+    let mut slice = SliceAttrs {
+        start: a.lo,
+        len: [1; 1 + MAX_SPATIAL],
+    };
+    slice.len[..shape.rank() - 1].copy_from_slice(&shape.dims()[1..]);
+    v.give_op(0, Op::Slice(slice), &[v.cotangent])
+}
+
+/// The sum over the space that was filled.
+pub(super) fn vjp_broadcast(v: &mut Vjp) -> Result<(), TapeError> {
+    v.give_op(0, Op::SumMap { keep_batch: true }, &[v.cotangent])
 }

@@ -1,6 +1,8 @@
 //! Upsampling by integer factors.
 
-use crate::op::{UpsampleAttrs, UpsampleMode};
+use crate::error::TapeError;
+use crate::grad::Vjp;
+use crate::op::{Op, UpsampleAttrs, UpsampleMode};
 use crate::ty::{MAX_SPATIAL, Ty};
 
 use super::check::{self, Checked, ensure};
@@ -44,4 +46,9 @@ pub(super) fn flops(a: &UpsampleAttrs, out: &Ty) -> f64 {
 /// The same work, spread over the fewer positions of the result.
 pub(super) fn grad_flops(a: &UpsampleAttrs, g: &Ty) -> f64 {
     flops(a, g) * check::volume(&a.factor)
+}
+
+/// Linear, so nothing is saved.
+pub(super) fn vjp(v: &mut Vjp, a: &UpsampleAttrs) -> Result<(), TapeError> {
+    v.give_op(0, Op::UpsampleGrad(*a), &[v.cotangent])
 }

@@ -1,10 +1,12 @@
 //! Convolution, its adjoint, and the gradient of its weight.
 
-use crate::error::ShapeReason;
-use crate::op::{ConvAttrs, ConvTransposeAttrs};
+use crate::error::{ShapeReason, TapeError};
+use crate::grad::Vjp;
+use crate::op::{ConvAttrs, ConvTransposeAttrs, Op};
 use crate::ty::{Form, MAX_RANK, Ty};
 
 use super::check::{self, Checked, ensure, volume};
+use super::structure::spatial_of;
 
 /// Bounds the attributes for maps of `n` spatial axes.
 fn check_attrs(a: &ConvAttrs, n: usize) -> Checked {
@@ -161,4 +163,29 @@ pub(super) fn transpose_flops(inputs: &[Ty], out: &Ty) -> f64 {
 /// Per position of the output gradient, the same as the forward.
 pub(super) fn weight_grad_flops(out: &Ty) -> f64 {
     2.0 * volume(out.shape.dims())
+}
+
+/// `x̄` is the adjoint applied to `ȳ`; `w̄` correlates `x` with `ȳ`; `b̄` sums `ȳ`.
+pub(super) fn vjp_conv(v: &mut Vjp, a: &ConvAttrs) -> Result<(), TapeError> {
+    let (x, w, g) = (v.inputs[0], v.inputs[1], v.cotangent);
+    v.give_op(1, Op::ConvWeightGrad(*a), &[x, g])?;
+    v.give_op(2, Op::SumMap { keep_batch: false }, &[g])?;
+    let (out_spatial, _) = spatial_of(&v.ty(x).shape);
+    v.give_op(
+        0,
+        Op::ConvTranspose(ConvTransposeAttrs {
+            conv: *a,
+            out_spatial,
+        }),
+        &[g, w],
+    )
+}
+
+/// Conv and its adjoint change places: `x̄` is the convolution of `ȳ`, and in
+/// `w̄` input and output gradient do too.
+pub(super) fn vjp_transpose(v: &mut Vjp, a: &ConvTransposeAttrs) -> Result<(), TapeError> {
+    let (x, w, g) = (v.inputs[0], v.inputs[1], v.cotangent);
+    v.give_op(1, Op::ConvWeightGrad(a.conv), &[g, x])?;
+    v.give_op(2, Op::SumMap { keep_batch: false }, &[g])?;
+    v.give_op(0, Op::Conv(a.conv), &[g, w])
 }
