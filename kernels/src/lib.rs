@@ -11,10 +11,12 @@
 //! it (ReLU, max-pool) is the same in every plan.
 
 pub mod cpu;
-mod optim;
+mod math;
+pub mod optim;
 mod real;
 mod view;
 
+pub use cpu::conv::workspace_bytes;
 pub use optim::UpdateRule;
 pub use real::Real;
 pub use view::{Box4, In, Layout, Out};
@@ -22,10 +24,12 @@ pub use view::{Box4, In, Layout, Out};
 use sstep_autodiff::Op;
 
 /// One call of a kernel.
+#[derive(Clone, Copy)]
 pub struct Job<'a, T> {
     /// What to compute.
     pub op: &'a Op,
-    /// Which positions of the output; of the domain, for a reduction.
+    /// Which positions of the output; of the domain, for a reduction. A flat
+    /// op computes all of its output whatever stands here.
     pub region: Box4,
     /// The op's inputs, in its order.
     pub inputs: &'a [In<'a, T>],

@@ -2,6 +2,8 @@
 
 use sstep_autodiff::DType;
 
+use crate::math;
+
 /// `f32` or `f64`, with the arithmetic the kernels use.
 pub trait Real:
     Copy
@@ -24,16 +26,24 @@ pub trait Real:
     const ZERO: Self;
     /// 1.
     const ONE: Self;
+    /// −∞.
+    const NEG_INFINITY: Self;
     /// Nearest value.
     fn from_f64(x: f64) -> Self;
     /// Exact.
     fn to_f64(self) -> f64;
     /// `self · a + b` with one rounding.
     fn fma(self, a: Self, b: Self) -> Self;
+    /// Whether it is not a number.
+    fn is_nan(self) -> bool;
     /// `eˣ`.
     fn exp(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// Error function.
+    fn erf(self) -> Self;
+    /// `ln(1 + self)` of a number from 0 to 1.
+    fn ln_1p(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
     /// The slice as `f32`, if it is one: the entry to hand-written kernels.
@@ -41,14 +51,17 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ty, $dtype:expr, $as_f32:expr) => {
+    ($t:ty, $dtype:expr, $exp:expr, $tanh:expr, $erf:expr, $ln_1p:expr, $as_f32:expr) => {
         impl Real for $t {
             const DTYPE: DType = $dtype;
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
+            const NEG_INFINITY: Self = <$t>::NEG_INFINITY;
+            #[inline(always)]
             fn from_f64(x: f64) -> Self {
                 x as $t
             }
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
             }
@@ -56,12 +69,27 @@ macro_rules! real {
             fn fma(self, a: Self, b: Self) -> Self {
                 self.mul_add(a, b)
             }
+            #[inline(always)]
+            fn is_nan(self) -> bool {
+                <$t>::is_nan(self)
+            }
+            #[inline(always)]
             fn exp(self) -> Self {
-                <$t>::exp(self)
+                $exp(self)
             }
+            #[inline(always)]
             fn tanh(self) -> Self {
-                <$t>::tanh(self)
+                $tanh(self)
             }
+            #[inline(always)]
+            fn erf(self) -> Self {
+                $erf(self)
+            }
+            #[inline(always)]
+            fn ln_1p(self) -> Self {
+                $ln_1p(self)
+            }
+            #[inline(always)]
             fn sqrt(self) -> Self {
                 <$t>::sqrt(self)
             }
@@ -72,5 +100,21 @@ macro_rules! real {
     };
 }
 
-real!(f32, DType::F32, Some);
-real!(f64, DType::F64, |_| None);
+real!(
+    f32,
+    DType::F32,
+    math::exp_f32,
+    math::tanh_f32,
+    libm::erff,
+    math::ln_1p_f32,
+    Some
+);
+real!(
+    f64,
+    DType::F64,
+    f64::exp,
+    f64::tanh,
+    libm::erf,
+    f64::ln_1p,
+    |_| None
+);

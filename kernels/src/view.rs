@@ -10,7 +10,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use sstep_autodiff::{Region, Shape, Span, Ty};
+use sstep_autodiff::{Form, Region, Shape, Span, Ty};
 
 use crate::real::Real;
 
@@ -52,8 +52,10 @@ impl Box4 {
 pub struct Layout {
     /// Shape of the whole tensor, as on the tape.
     pub shape: Shape,
-    /// Whole extents lifted to `[N, C, D, H, W]`; for a flat tensor its first
-    /// two dimensions, then ones.
+    /// Whether the tensor is a map; a flat one is always present whole.
+    pub form: Form,
+    /// Whole extents lifted to `[N, C, D, H, W]`. A flat tensor is lifted like
+    /// a map of the same shape: `[C]` → `[C, 1, 1, 1, 1]`.
     pub dims: [usize; 5],
     /// Positions present in memory.
     pub present: Box4,
@@ -67,41 +69,47 @@ impl Layout {
     /// A dense buffer that can hold `capacity` positions per axis (batch
     /// first, unlifted; at least those of `present`) and now holds `present`.
     pub fn window(ty: &Ty, capacity: &[usize], present: &Region) -> Self {
-        let spatial = ty.shape.spatial();
-        let first = 3 - spatial.len();
-        let mut dims = [ty.shape.batch(), ty.shape.channels(), 1, 1, 1];
-        dims[2 + first..].copy_from_slice(spatial);
         let mut cap = [1; 3];
-        cap[first..].copy_from_slice(&capacity[1..]);
-        let h = cap[2];
-        let d = h * cap[1];
-        let c = d * cap[0];
-        let n = c * dims[1];
-        Layout {
-            shape: ty.shape,
-            dims,
-            present: Box4::lift(present),
-            strides: [n, c, d, h],
-            len: n * capacity[0],
-        }
+        cap[4 - capacity.len()..].copy_from_slice(&capacity[1..]);
+        Layout::dense(ty, capacity[0], cap, Box4::lift(present))
     }
 
     /// A whole tensor, dense: a map or a flat tensor of any rank.
     pub fn whole(ty: &Ty) -> Self {
-        if ty.is_map() {
-            let capacity: Vec<usize> = (0..ty.n_axes()).map(|a| ty.axis_extent(a)).collect();
-            return Layout::window(ty, &capacity, &Region::whole(ty));
-        }
-        let shape = ty.shape;
-        let inner: usize = shape.dims().iter().skip(2).product();
-        let dims = [shape.dim(0), shape.dim(1), 1, 1, inner];
+        let [batch, _, d, h, w] = lift_shape(&ty.shape);
+        let present = [batch, d, h, w].map(Span::full);
+        Layout::dense(ty, batch, [d, h, w], Box4(present))
+    }
+
+    fn dense(ty: &Ty, batch: usize, capacity: [usize; 3], present: Box4) -> Self {
+        let dims = lift_shape(&ty.shape);
+        let h = capacity[2];
+        let d = h * capacity[1];
+        let c = d * capacity[0];
+        let n = c * dims[1];
         Layout {
-            shape,
+            shape: ty.shape,
+            form: ty.form,
             dims,
-            present: Box4([Span::full(dims[0]), Span::full(1), Span::full(1), Span::full(inner)]),
-            strides: [dims[1] * inner, inner, inner, inner],
-            len: shape.elems(),
+            present,
+            strides: [n, c, d, h],
+            len: n * batch,
         }
+    }
+
+    /// Type of the whole tensor, if its elements are `T`.
+    pub fn ty<T: Real>(&self) -> Ty {
+        Ty {
+            dtype: T::DTYPE,
+            shape: self.shape,
+            form: self.form,
+        }
+    }
+
+    /// Every position of the whole tensor.
+    pub fn everything(&self) -> Box4 {
+        let [n, _, d, h, w] = self.dims;
+        Box4([n, d, h, w].map(Span::full))
     }
 
     /// Offset of the first element of a row and its length, checked.
@@ -117,16 +125,31 @@ impl Layout {
             && w.start >= p[3].lo
             && w.end <= p[3].hi
             && w.start <= w.end;
-        assert!(inside, "row ({n}, {c}, {d}, {h}, {w:?}) lies outside the view {:?}", p);
+        assert!(
+            inside,
+            "row ({n}, {c}, {d}, {h}, {w:?}) lies outside the view {:?}",
+            p
+        );
         let [sn, sc, sd, sh] = self.strides;
         let at = (n - p[0].lo) * sn
             + c * sc
             + (d - p[1].lo) * sd
             + (h - p[2].lo) * sh
             + (w.start - p[3].lo);
-        assert!(at + w.len() <= self.len, "a view's strides stay within its buffer");
+        assert!(
+            at + w.len() <= self.len,
+            "a view's strides stay within its buffer"
+        );
         (at, w.len())
     }
+}
+
+/// `[N, C, D, H, W]` of a shape, ones where it has no such axis.
+fn lift_shape(shape: &Shape) -> [usize; 5] {
+    let spatial = shape.spatial();
+    let mut dims = [shape.batch(), shape.channels(), 1, 1, 1];
+    dims[5 - spatial.len()..].copy_from_slice(spatial);
+    dims
 }
 
 /// A readable box of a tensor.
@@ -148,8 +171,15 @@ impl<'a, T: Real> In<'a, T> {
     /// # Panics
     /// If `data` is shorter.
     pub fn new(layout: Layout, data: &'a [T]) -> Self {
-        assert!(data.len() >= layout.len, "a view's buffer holds its extents");
-        In { layout, base: data.as_ptr(), lives: PhantomData }
+        assert!(
+            data.len() >= layout.len,
+            "a view's buffer holds its extents"
+        );
+        In {
+            layout,
+            base: data.as_ptr(),
+            lives: PhantomData,
+        }
     }
 
     /// A view from a raw base.
@@ -158,7 +188,11 @@ impl<'a, T: Real> In<'a, T> {
     /// `base` points to `layout.len` initialised elements that nobody writes
     /// during `'a`.
     pub unsafe fn from_raw(layout: Layout, base: *const T) -> Self {
-        In { layout, base, lives: PhantomData }
+        In {
+            layout,
+            base,
+            lives: PhantomData,
+        }
     }
 
     /// Extents and presence.
@@ -207,8 +241,15 @@ impl<'a, T: Real> Out<'a, T> {
     /// # Panics
     /// If `data` is shorter.
     pub fn new(layout: Layout, data: &'a mut [T]) -> Self {
-        assert!(data.len() >= layout.len, "a view's buffer holds its extents");
-        Out { layout, base: data.as_mut_ptr(), lives: PhantomData }
+        assert!(
+            data.len() >= layout.len,
+            "a view's buffer holds its extents"
+        );
+        Out {
+            layout,
+            base: data.as_mut_ptr(),
+            lives: PhantomData,
+        }
     }
 
     /// A view from a raw base.
@@ -217,7 +258,11 @@ impl<'a, T: Real> Out<'a, T> {
     /// `base` points to `layout.len` elements that nobody else touches during
     /// `'a`.
     pub unsafe fn from_raw(layout: Layout, base: *mut T) -> Self {
-        Out { layout, base, lives: PhantomData }
+        Out {
+            layout,
+            base,
+            lives: PhantomData,
+        }
     }
 
     /// Extents and presence.
@@ -228,6 +273,13 @@ impl<'a, T: Real> Out<'a, T> {
     /// Lifted extents `[N, C, D, H, W]` of the whole tensor.
     pub fn dims(&self) -> [usize; 5] {
         self.layout.dims
+    }
+
+    /// The first element, for kernels that store whole vectors: the layout
+    /// says where the others lie.
+    #[allow(dead_code)]
+    pub(crate) fn as_mut_ptr(&self) -> *mut T {
+        self.base
     }
 
     /// Elements `w` (absolute) of row `(n, c, d, h)`.

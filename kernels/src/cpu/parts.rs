@@ -1,0 +1,222 @@
+//! How the work of one call is divided.
+//!
+//! A map op's region is cut into [`Part`]s that write disjoint rows; since a
+//! value does not depend on the region it is computed in, parts may run in any
+//! order on any number of threads. A reduction is cut into [`Block`]s by its
+//! region alone; their partial results are merged in order, so that the number
+//! of threads does not show in the bits either.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+use sstep_autodiff::Form;
+
+use crate::real::Real;
+use crate::view::{Box4, In, Layout, Out};
+
+/// Below this many elements, starting threads costs more than it gains.
+const SERIAL: usize = 1 << 16;
+
+/// Elements of a part that streams through memory once.
+pub(super) const STREAM: usize = 1 << 15;
+
+/// Which channels a part has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Channels {
+    /// One: nothing couples them.
+    Each,
+    /// All of them.
+    All,
+}
+
+/// Rows that one task writes, and nobody else.
+pub(super) struct Part<'p, T> {
+    out: &'p Out<'p, T>,
+    /// Sample.
+    pub(super) n: usize,
+    /// Channels.
+    pub(super) c: Range<usize>,
+    /// Depth.
+    pub(super) d: usize,
+    /// Rows.
+    pub(super) h: Range<usize>,
+    /// Columns.
+    pub(super) w: Range<usize>,
+}
+
+impl<T: Real> Part<'_, T> {
+    /// Row `(c, h)` of the part.
+    pub(super) fn row(&mut self, c: usize, h: usize) -> &mut [T] {
+        assert!(
+            self.c.contains(&c) && self.h.contains(&h),
+            "a part writes its own rows"
+        );
+        // SAFETY: parts are disjoint, and the borrow of `self` keeps this row
+        // the only one handed out.
+        unsafe { self.out.row_mut(self.n, c, self.d, h, self.w.clone()) }
+    }
+}
+
+/// Positions a call computes: those asked for of a map, all of a flat tensor.
+pub(super) fn region(asked: &Box4, layout: &Layout) -> Box4 {
+    match layout.form {
+        Form::Map => *asked,
+        Form::Flat => layout.everything(),
+    }
+}
+
+/// Calls `f` for parts of about `grain` elements that make up `region` of `out`.
+pub(super) fn each_part<T: Real>(
+    out: &mut Out<'_, T>,
+    region: &Box4,
+    channels: Channels,
+    grain: usize,
+    f: impl Fn(Part<'_, T>) + Sync,
+) {
+    let n_channels = out.dims()[1];
+    let (c_parts, c_len) = match channels {
+        Channels::Each => (n_channels, 1),
+        Channels::All => (1, n_channels),
+    };
+    let elems = region.points() * n_channels;
+    if elems == 0 {
+        return;
+    }
+    let (samples, depth, rows, w) = (region.n(), region.s(0), region.s(1), region.s(2));
+    let h_len = (grain / (w.len() * c_len)).clamp(1, rows.len());
+    let h_parts = rows.len().div_ceil(h_len);
+    let total = samples.len() * c_parts * depth.len() * h_parts;
+    let out = &*out;
+    let call = |i: usize| {
+        let (i, h) = (i / h_parts, i % h_parts);
+        let (i, d) = (i / depth.len(), i % depth.len());
+        let (n, c) = (i / c_parts, i % c_parts);
+        let h = rows.start + h * h_len;
+        f(Part {
+            out,
+            n: samples.start + n,
+            c: c * c_len..(c + 1) * c_len,
+            d: depth.start + d,
+            h: h..(h + h_len).min(rows.end),
+            w: w.clone(),
+        });
+    };
+    if elems < SERIAL {
+        (0..total).for_each(call);
+    } else {
+        (0..total).into_par_iter().for_each(call);
+    }
+}
+
+/// Calls `f(n, c, d, h, row)` for each row of `region`.
+pub(super) fn each_row<T: Real>(
+    out: &mut Out<'_, T>,
+    region: &Box4,
+    f: impl Fn(usize, usize, usize, usize, &mut [T]) + Sync,
+) {
+    each_part(out, region, Channels::Each, STREAM, |mut part| {
+        let (n, c, d) = (part.n, part.c.start, part.d);
+        for h in part.h.clone() {
+            f(n, c, d, h, part.row(c, h));
+        }
+    });
+}
+
+/// Rows of a reduction's domain that are summed together.
+pub(super) struct Block {
+    /// Sample.
+    pub(super) n: usize,
+    /// Channels.
+    pub(super) c: Range<usize>,
+    rows: Range<usize>,
+    d: Range<usize>,
+    h: Range<usize>,
+    /// Columns.
+    pub(super) w: Range<usize>,
+}
+
+impl Block {
+    /// Depth and row of each row, in row-major order.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let h_len = self.h.len();
+        self.rows
+            .clone()
+            .map(move |i| (self.d.start + i / h_len, self.h.start + i % h_len))
+    }
+}
+
+/// Calls `f` for the blocks that make up `region` of a domain with `channels`
+/// channels, perhaps at once, and then `merge` with each result in order.
+pub(super) fn reduce<P: Send>(
+    region: &Box4,
+    n_channels: usize,
+    channels: Channels,
+    f: impl Fn(&Block) -> P + Sync,
+    mut merge: impl FnMut(&Block, P),
+) {
+    /// Blocks per channel of a sample: enough for a few threads, and few
+    /// enough that merging them is nothing.
+    const MOST_BLOCKS: usize = 16;
+    let (c_parts, c_len) = match channels {
+        Channels::Each => (n_channels, 1),
+        Channels::All => (1, n_channels),
+    };
+    let elems = region.points() * n_channels;
+    if elems == 0 {
+        return;
+    }
+    let (samples, d, h, w) = (region.n(), region.s(0), region.s(1), region.s(2));
+    let n_rows = d.len() * h.len();
+    let least = (STREAM / (w.len() * c_len)).max(1);
+    let per_block = n_rows.div_ceil(MOST_BLOCKS).max(least);
+    let row_parts = n_rows.div_ceil(per_block);
+    let total = samples.len() * c_parts * row_parts;
+    let block = |i: usize| {
+        let (i, r) = (i / row_parts, i % row_parts);
+        let (n, c) = (i / c_parts, i % c_parts);
+        Block {
+            n: samples.start + n,
+            c: c * c_len..(c + 1) * c_len,
+            rows: r * per_block..((r + 1) * per_block).min(n_rows),
+            d: d.clone(),
+            h: h.clone(),
+            w: w.clone(),
+        }
+    };
+    if elems < SERIAL {
+        (0..total).map(block).for_each(|b| merge(&b, f(&b)));
+    } else {
+        let partial: Vec<P> = (0..total).into_par_iter().map(|i| f(&block(i))).collect();
+        for (i, p) in partial.into_iter().enumerate() {
+            merge(&block(i), p);
+        }
+    }
+}
+
+/// The value that a flat `[N, C]` tensor, either extent perhaps one, repeats
+/// over channel `c` of sample `n`.
+pub(super) fn repeated<T: Real>(flat: &In<'_, T>, n: usize, c: usize) -> T {
+    let [batch, channels, ..] = flat.dims();
+    let n = if batch == 1 { 0 } else { n };
+    let c = if channels == 1 { 0 } else { c };
+    flat.flat()[n * channels + c]
+}
+
+/// The row of `x` that is combined with row `(n, c, d, h)` of a map: its own,
+/// or that of its only channel.
+pub(super) fn row_of<'a, T: Real>(
+    x: &In<'a, T>,
+    [n, c, d, h]: [usize; 4],
+    w: &Range<usize>,
+) -> &'a [T] {
+    let c = if x.dims()[1] == 1 { 0 } else { c };
+    x.row(n, c, d, h, w.clone())
+}
+
+/// Attributes of a tensor with `n_spatial` spatial axes, right-aligned to the
+/// three axes of views.
+pub(super) fn lift(attr: &[usize; 3], n_spatial: usize, neutral: usize) -> [usize; 3] {
+    let mut lifted = [neutral; 3];
+    lifted[3 - n_spatial..].copy_from_slice(&attr[..n_spatial]);
+    lifted
+}
