@@ -14,10 +14,21 @@
 //! A weight gradient is a sum over positions instead, so its bits do depend on
 //! the region (and on how much scratch there is), never on the threads' timing.
 
+#[cfg(target_arch = "x86_64")]
+mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod direct;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod plain;
 mod tasks;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 
 use sstep_autodiff::{ConvAttrs, ConvTransposeAttrs};
 
@@ -71,7 +82,15 @@ pub(crate) fn conv<T: Real>(a: &ConvAttrs, job: &Job<T>, out: &mut Out<T>, ws: &
         return;
     }
     let geom = Geom::new(a, out.layout().shape.rank() - 2);
-    let _ = ws;
+    #[cfg(target_arch = "x86_64")]
+    if fast(job) {
+        check(job, out);
+        // SAFETY: `fast` found that `T` is `f32`.
+        let (job, out) = unsafe { (same(job), same(&*out)) };
+        if direct::conv(&geom, job, out, tasks::floats(ws)) {
+            return;
+        }
+    }
     plain::conv(&geom, job, out);
 }
 
@@ -100,4 +119,33 @@ pub(crate) fn weight_grad<T: Real>(a: &ConvAttrs, job: &Job<T>, w: &mut [T], ws:
     let geom = Geom::new(a, job.inputs[1].layout().shape.rank() - 2);
     let _ = ws;
     plain::weight_grad(&geom, job, w);
+}
+
+/// Kernels that store through raw pointers rely on the view to hold the region.
+#[cfg(target_arch = "x86_64")]
+fn check<T: Real>(job: &Job<T>, out: &Out<T>) {
+    let present = &out.layout().present.0;
+    let inside = present
+        .iter()
+        .zip(&job.region.0)
+        .all(|(p, r)| p.contains(*r));
+    assert!(inside, "the output view holds the region {:?}", job.region);
+}
+
+/// Whether hand-written kernels may run: `f32`, the instructions, and nobody
+/// asked for the plain loops.
+#[cfg(target_arch = "x86_64")]
+fn fast<T: Real>(job: &Job<T>) -> bool {
+    TypeId::of::<T>() == TypeId::of::<f32>() && !job.plain && plain::has_fma()
+}
+
+/// A value as the type that it is.
+///
+/// # Safety
+/// `A` and `B` are the same type up to lifetimes.
+#[cfg(target_arch = "x86_64")]
+unsafe fn same<A, B>(value: &A) -> &B {
+    // SAFETY: a shared borrow of the same type; the lifetimes inside are covered
+    // by the borrow's own, and kernels keep neither.
+    unsafe { &*(&raw const *value).cast::<B>() }
 }

@@ -142,13 +142,13 @@ fn each_row<'a, T: Real>(
 
 /// `index` as a position within `extent`, unless it lies in the padding.
 #[inline(always)]
-fn inside(index: isize, extent: usize) -> Option<usize> {
+pub(super) fn inside(index: isize, extent: usize) -> Option<usize> {
     usize::try_from(index).ok().filter(|&i| i < extent)
 }
 
 /// The part of `0..len` whose positions `first + i·step` lie in `0..extent`.
 #[inline(always)]
-fn valid(first: isize, step: usize, len: usize, extent: usize) -> Range<usize> {
+pub(super) fn valid(first: isize, step: usize, len: usize, extent: usize) -> Range<usize> {
     let ceil = |v: isize| {
         if v <= 0 {
             0

@@ -1,0 +1,216 @@
+//! The packed input of one block: a zero-padded copy in which every tap of
+//! every output is found at a fixed offset, whatever stride, dilation and
+//! padding are.
+//!
+//! Along each axis a tap reads, for the `n` outputs of a block, a *window* of
+//! `n` equally spaced source positions. Windows with the same spacing and
+//! residue that overlap are merged into a *run*; runs lie one after another.
+//! With stride 1 there is one run, with stride 2 the even and the odd columns
+//! are two. A tap is then the offset of its window, and neighbouring outputs
+//! are neighbours in memory: every convolution has become one of stride 1.
+//!
+//! Copying also frees the kernels from the strides of the tensor, which are
+//! often powers of two and would then compete for the same few cache sets.
+
+use std::ops::Range;
+
+use super::plain::{inside, valid};
+use crate::view::In;
+
+/// Floats in a vector register.
+pub(super) const LANES: usize = 8;
+
+/// Consecutive equally spaced source positions.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// The first one; negative in the padding.
+    first: isize,
+    len: usize,
+    /// Where they lie in the panel.
+    at: usize,
+}
+
+/// One axis of a panel.
+#[derive(Clone, Debug)]
+pub(super) struct Axis {
+    step: usize,
+    runs: Vec<Run>,
+    len: usize,
+}
+
+impl Axis {
+    /// The axis that holds the given windows (first source position, number of
+    /// positions), each of positions `step` apart.
+    pub(super) fn cover(step: usize, windows: &mut [(isize, usize)]) -> Self {
+        let residue = |first: isize| first.rem_euclid(step as isize);
+        windows.sort_unstable_by_key(|&(first, _)| (residue(first), first));
+        let mut axis = Axis {
+            step,
+            runs: Vec::with_capacity(step.min(4)),
+            len: 0,
+        };
+        for &(first, len) in windows.iter() {
+            if let Some(last) = axis.runs.last_mut() {
+                let after = (first - last.first) / step as isize;
+                if residue(last.first) == residue(first) && after <= last.len as isize {
+                    let len = last.len.max(after as usize + len);
+                    axis.len += len - last.len;
+                    last.len = len;
+                    continue;
+                }
+            }
+            axis.runs.push(Run {
+                first,
+                len,
+                at: axis.len,
+            });
+            axis.len += len;
+        }
+        axis
+    }
+
+    /// Where a covered window begins.
+    pub(super) fn locate(&self, first: isize) -> usize {
+        let step = self.step as isize;
+        let at = self.runs.iter().find_map(|run| {
+            let after = first - run.first;
+            let within = after >= 0 && after < run.len as isize * step && after % step == 0;
+            within.then(|| run.at + (after / step) as usize)
+        });
+        at.expect("the axis covers its windows")
+    }
+
+    /// Number of positions held.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// The extents of a panel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extents {
+    /// Floats between rows.
+    pub(super) row: usize,
+    /// Floats between slices along the first axis.
+    pub(super) slice: usize,
+    /// Floats between channels.
+    pub(super) channel: usize,
+}
+
+impl Extents {
+    pub(super) fn new(len: [usize; 3]) -> Self {
+        // Vector loads of the first tap stay within cache lines.
+        let row = len[2].next_multiple_of(LANES);
+        let slice = row * len[1];
+        // An odd number of lines, so that channels spread over the cache sets.
+        let channel = ((slice * len[0]).div_ceil(16) | 1) * 16;
+        Extents {
+            row,
+            slice,
+            channel,
+        }
+    }
+
+    /// Floats that so many channels take; a vector may be read beyond the end
+    /// of the last row.
+    pub(super) fn floats(&self, channels: usize) -> usize {
+        self.channel * channels + 2 * LANES
+    }
+
+    /// Offset of panel coordinates.
+    pub(super) fn at(&self, at: [usize; 3]) -> usize {
+        at[0] * self.slice + at[1] * self.row + at[2]
+    }
+}
+
+/// Copies `channels` of sample `n` into `panel`, zeros in the padding.
+#[inline(always)]
+pub(super) fn fill(
+    panel: &mut [f32],
+    extents: &Extents,
+    axes: &[Axis; 3],
+    x: &In<f32>,
+    n: usize,
+    channels: Range<usize>,
+) {
+    let [_, _, x_d, x_h, x_w] = x.dims();
+    let n_channels = channels.len();
+    let rows_end = extents.slice * axes[0].len;
+    for (c, channel) in channels.zip(panel.chunks_exact_mut(extents.channel)) {
+        // What is left of the last lines.
+        channel[rows_end..].fill(0.0);
+        if rows_end == 0 {
+            continue;
+        }
+        let mut rows = channel.chunks_exact_mut(extents.row);
+        for d in positions(&axes[0]) {
+            for h in positions(&axes[1]) {
+                let row = rows.next().expect("a channel holds its rows");
+                let (Some(d), Some(h)) = (inside(d, x_d), inside(h, x_h)) else {
+                    row.fill(0.0);
+                    continue;
+                };
+                for run in &axes[2].runs {
+                    let to = &mut row[run.at..run.at + run.len];
+                    let ok = valid(run.first, axes[2].step, run.len, x_w);
+                    to[..ok.start].fill(0.0);
+                    to[ok.end..].fill(0.0);
+                    if !ok.is_empty() {
+                        let step = axes[2].step;
+                        let lo = (run.first + (ok.start * step) as isize) as usize;
+                        let hi = lo + (ok.len() - 1) * step + 1;
+                        gather(&mut to[ok], x.row(n, c, d, h, lo..hi), step);
+                    }
+                }
+                row[axes[2].len..].fill(0.0);
+            }
+        }
+    }
+    let end = extents.channel * n_channels;
+    panel[end..end + 2 * LANES].fill(0.0);
+}
+
+fn positions(axis: &Axis) -> impl Iterator<Item = isize> + '_ {
+    axis.runs
+        .iter()
+        .flat_map(|run| (0..run.len).map(|i| run.first + (i * axis.step) as isize))
+}
+
+/// `to[i] = from[i·step]`; the usual steps as constants, so that they vectorise.
+#[inline(always)]
+fn gather(to: &mut [f32], from: &[f32], step: usize) {
+    match step {
+        1 => to.copy_from_slice(from),
+        2 => gather_by::<2>(to, from),
+        3 => gather_by::<3>(to, from),
+        4 => gather_by::<4>(to, from),
+        _ => {
+            for (to, &from) in to.iter_mut().zip(from.iter().step_by(step)) {
+                *to = from;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn gather_by<const STEP: usize>(to: &mut [f32], from: &[f32]) {
+    let mut blocks = to.chunks_exact_mut(LANES);
+    let mut rest = from;
+    for block in &mut blocks {
+        // The last element has no gap behind it.
+        let Some(these) = rest.get(..LANES * STEP - STEP + 1) else {
+            break;
+        };
+        for (i, to) in block.iter_mut().enumerate() {
+            *to = these[i * STEP];
+        }
+        rest = rest.get(LANES * STEP..).unwrap_or(&[]);
+    }
+    for (to, &from) in blocks
+        .into_remainder()
+        .iter_mut()
+        .zip(rest.iter().step_by(STEP))
+    {
+        *to = from;
+    }
+}

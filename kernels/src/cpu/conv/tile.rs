@@ -1,0 +1,231 @@
+//! The register kernel of forward and transposed convolution.
+//!
+//! A tile is up to four output channels by a few vectors of eight neighbouring
+//! outputs, at most twelve accumulators. For every (channel, tap) it loads the
+//! vectors from the panel, broadcasts one weight per output channel, and
+//! multiplies: seven loads for twelve fused multiply-adds, which leaves the two
+//! FMA ports of an AVX2 core the bottleneck. Vectors of a tile may lie anywhere
+//! in the block, so narrow and odd maps fill their tiles as well as wide ones.
+
+use std::arch::x86_64::*;
+
+use super::panel::LANES;
+
+/// Most accumulators of a tile; four registers remain for operands.
+const ACCUMULATORS: usize = 12;
+
+/// Eight neighbouring outputs (fewer at the end of a row).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pos {
+    /// Offset of the first tap in the panel, less the tap's own offset.
+    pub(super) x: usize,
+    /// Offset of the first output from the first output channel's base.
+    pub(super) out: usize,
+    /// How many of the eight exist.
+    pub(super) lanes: usize,
+}
+
+/// What the tiles of one block and one range of summed channels share.
+#[derive(Clone, Copy)]
+pub(super) struct Sums<'a> {
+    /// The packed inputs.
+    pub(super) panel: &'a [f32],
+    /// Floats between channels of the panel.
+    pub(super) x_channel: usize,
+    /// Number of channels summed.
+    pub(super) channels: usize,
+    /// Offset of each tap in the panel.
+    pub(super) taps: &'a [usize],
+    /// Weights, from the first summed channel on.
+    pub(super) w: &'a [f32],
+    /// Floats between the weights of neighbouring output channels of a tile.
+    pub(super) w_out: usize,
+    /// Floats between the weights of neighbouring (channel, tap) pairs.
+    pub(super) w_step: usize,
+    /// First output of the first output channel.
+    pub(super) out: *mut f32,
+    /// Floats between output channels.
+    pub(super) out_channel: usize,
+    /// Floats between neighbouring outputs of a vector.
+    pub(super) out_step: usize,
+    /// Whether the sums begin here rather than with what `out` holds.
+    pub(super) first: bool,
+    /// Added in the end, one per output channel of the tile.
+    pub(super) bias: Option<&'a [f32]>,
+}
+
+/// Computes `n_out ≤ 4` output channels at all `positions`.
+///
+/// # Safety
+/// The machine has AVX2 and FMA. `out` is valid for reads and writes at every
+/// existing lane of every position of every channel, and nobody else uses those
+/// elements meanwhile.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn tiles(n_out: usize, sums: &Sums, positions: &[Pos]) {
+    if positions.is_empty() {
+        return;
+    }
+    // The kernels do not check bounds, so this is checked for all at once.
+    let pairs = sums.channels * sums.taps.len();
+    if pairs > 0 {
+        let x = positions.iter().map(|p| p.x).max().unwrap_or(0);
+        let tap = sums.taps.iter().max().copied().unwrap_or(0);
+        let x_end = x + tap + (sums.channels - 1) * sums.x_channel + LANES;
+        assert!(x_end <= sums.panel.len(), "tiles read within the panel");
+        let w_end = (n_out - 1) * sums.w_out + (pairs - 1) * sums.w_step;
+        assert!(w_end < sums.w.len(), "tiles read within the weights");
+    }
+    assert!(
+        sums.bias.is_none_or(|b| b.len() >= n_out),
+        "each output channel has a bias"
+    );
+    // SAFETY: as promised to this function and checked above.
+    unsafe {
+        match n_out {
+            1 => rows::<1>(sums, positions),
+            2 => rows::<2>(sums, positions),
+            3 => rows::<3>(sums, positions),
+            _ => rows::<4>(sums, positions),
+        }
+    }
+}
+
+/// # Safety
+/// As [`tiles`], for `K` output channels; reads of panel and weights in bounds.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn rows<const K: usize>(sums: &Sums, mut positions: &[Pos]) {
+    // Eight accumulators already hide the latency of an addition.
+    let most = (ACCUMULATORS / K).min(LANES);
+    while !positions.is_empty() {
+        let left = positions.len();
+        let n = if left <= most {
+            left
+        } else if left < 2 * most {
+            left.div_ceil(2)
+        } else {
+            most
+        };
+        let (these, rest) = positions.split_at(n);
+        positions = rest;
+        // SAFETY: as promised to this function.
+        unsafe {
+            match n {
+                1 => tile::<K, 1>(sums, these),
+                2 => tile::<K, 2>(sums, these),
+                3 => tile::<K, 3>(sums, these),
+                4 if K < 4 => tile::<K, 4>(sums, these),
+                5 if K < 3 => tile::<K, 5>(sums, these),
+                6 if K < 3 => tile::<K, 6>(sums, these),
+                7 if K < 2 => tile::<K, 7>(sums, these),
+                _ => tile::<K, 8>(sums, these),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`rows`]; `positions` has `V` entries.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile<const K: usize, const V: usize>(sums: &Sums, positions: &[Pos]) {
+    debug_assert_eq!(positions.len(), V);
+    let mut acc = [[_mm256_setzero_ps(); V]; K];
+    // SAFETY: bounds as promised to this function.
+    unsafe {
+        if !sums.first {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                for (acc, pos) in acc.iter_mut().zip(positions) {
+                    let from = sums.out.add(k * sums.out_channel + pos.out);
+                    *acc = load(from, sums.out_step, pos.lanes);
+                }
+            }
+        }
+        let mut x = [sums.panel.as_ptr(); V];
+        for (x, pos) in x.iter_mut().zip(positions) {
+            *x = x.add(pos.x);
+        }
+        let mut w = sums.w.as_ptr();
+        for c in 0..sums.channels {
+            let channel = c * sums.x_channel;
+            for &tap in sums.taps {
+                let at = channel + tap;
+                let mut v = [_mm256_setzero_ps(); V];
+                for i in 0..V {
+                    v[i] = _mm256_loadu_ps(x[i].wrapping_add(at));
+                }
+                for k in 0..K {
+                    let weight = _mm256_broadcast_ss(&*w.wrapping_add(k * sums.w_out));
+                    for i in 0..V {
+                        acc[k][i] = _mm256_fmadd_ps(v[i], weight, acc[k][i]);
+                    }
+                }
+                w = w.wrapping_add(sums.w_step);
+            }
+        }
+        for (k, acc) in acc.iter_mut().enumerate() {
+            if let Some(bias) = sums.bias {
+                let bias = _mm256_set1_ps(bias[k]);
+                for acc in acc.iter_mut() {
+                    *acc = _mm256_add_ps(*acc, bias);
+                }
+            }
+            for (&acc, pos) in acc.iter().zip(positions) {
+                let to = sums.out.add(k * sums.out_channel + pos.out);
+                store(to, sums.out_step, pos.lanes, acc);
+            }
+        }
+    }
+}
+
+/// The mask that selects the first `lanes` lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn mask(lanes: usize) -> __m256i {
+    let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes as i32), index)
+}
+
+/// # Safety
+/// `from` is valid for reads of `lanes` floats, `step` apart.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn load(from: *const f32, step: usize, lanes: usize) -> __m256 {
+    // SAFETY: as promised; a masked load does not touch the other lanes.
+    unsafe {
+        if step == 1 {
+            if lanes == LANES {
+                _mm256_loadu_ps(from)
+            } else {
+                _mm256_maskload_ps(from, mask(lanes))
+            }
+        } else {
+            let mut held = [0.0; LANES];
+            for (i, held) in held.iter_mut().enumerate().take(lanes) {
+                *held = *from.add(i * step);
+            }
+            _mm256_loadu_ps(held.as_ptr())
+        }
+    }
+}
+
+/// # Safety
+/// `to` is valid for writes of `lanes` floats, `step` apart.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store(to: *mut f32, step: usize, lanes: usize, value: __m256) {
+    // SAFETY: as promised; a masked store does not touch the other lanes.
+    unsafe {
+        if step == 1 {
+            if lanes == LANES {
+                _mm256_storeu_ps(to, value);
+            } else {
+                _mm256_maskstore_ps(to, mask(lanes), value);
+            }
+        } else {
+            let mut held = [0.0; LANES];
+            _mm256_storeu_ps(held.as_mut_ptr(), value);
+            for (i, &held) in held.iter().enumerate().take(lanes) {
+                *to.add(i * step) = held;
+            }
+        }
+    }
+}
