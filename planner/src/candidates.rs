@@ -1,0 +1,329 @@
+//! Candidate stages: an interval, a frontier, a grid, and its exact cost.
+//!
+//! For every run of segments of one level and every frontier, the body follows
+//! ([`Body::close`]); for every grid of the ladder its cost follows
+//! ([`BodyCost`]). Of these the Pareto front in seconds and scratch bytes is
+//! kept. Recomputation is thus a property of a candidate, not a mechanism of
+//! its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cost::{AxisSums, BodyCost};
+use crate::machine::Machine;
+use crate::program::{NodeIx, Program};
+use crate::segment::{Segments, frontiers};
+use crate::stage::{Body, Role};
+use crate::strategy::Strategy;
+use crate::sweep::{AxisGrid, AxisPolicy, AxisSweep};
+use crate::tile;
+
+/// A stored map that a candidate reads or makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Touch {
+    /// The map.
+    pub node: NodeIx,
+    /// Whether it is read; else it is made.
+    pub reads: bool,
+    /// Bytes copied from or to the host if it lives there.
+    pub copy_bytes: u64,
+    /// Scratch saved if it lives on the device.
+    pub credit_bytes: u64,
+}
+
+/// A possible stage.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// First segment covered.
+    pub from: usize,
+    /// First segment beyond.
+    pub to: usize,
+    /// Maps it can store and reductions it finishes. Empty: nothing to run.
+    pub targets: BTreeSet<NodeIx>,
+    /// Stored maps it reads.
+    pub supplied: BTreeSet<NodeIx>,
+    /// How it is cut.
+    pub grid: Vec<AxisGrid>,
+    /// Seconds without host copies.
+    pub secs: f64,
+    /// Scratch bytes with all its stored maps on the host.
+    pub scratch_bytes: u64,
+    /// Stored maps it reads or makes.
+    pub touches: Vec<Touch>,
+    /// Which frontier recomputation stops at.
+    pub frontier: &'static str,
+}
+
+/// Which grids to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grids {
+    /// Everything on the ladder.
+    Ladder,
+    /// Down to the smallest tiles; keep those that need least memory.
+    Smallest,
+    /// Nothing cut.
+    Whole,
+    /// Overlapped tiles of this extent on all spatial axes.
+    Fixed(usize),
+}
+
+/// Most grids kept per body.
+const KEEP_GRIDS: usize = 6;
+/// Bodies larger than this are not tried beyond the finest frontier.
+const MAX_BODY: usize = 900;
+/// Most tiles of a stage that a plan may have.
+const MAX_STAGE_TILES: usize = 1 << 17;
+
+/// All candidates.
+pub fn candidates(
+    program: &Program,
+    machine: &Machine,
+    strategy: Strategy,
+    segments: &Segments,
+    storable: &BTreeSet<NodeIx>,
+    grids: Grids,
+) -> Vec<Candidate> {
+    let frontiers = frontiers(program, storable, strategy);
+    let mut out = Vec::new();
+    for from in 0..segments.pieces.len() {
+        let level = segments.pieces[from].level;
+        for to in from + 1..=segments.pieces.len() {
+            if segments.pieces[to - 1].level != level {
+                break;
+            }
+            let targets = targets(program, segments, storable, from, to);
+            let mut seen = BTreeSet::new();
+            for (name, frontier) in &frontiers {
+                let before = |n: NodeIx| {
+                    frontier.contains(&n) && segments.of[n.ix()].is_some_and(|s| s < from)
+                };
+                let body = Body::close(program, &targets, before);
+                if !seen.is_empty() && body.items.len() > MAX_BODY {
+                    continue;
+                }
+                let supplied: BTreeSet<NodeIx> =
+                    body.supplies().filter(|&n| !program.is_source(n)).collect();
+                if !seen.insert(supplied.clone()) {
+                    continue;
+                }
+                let shell = Candidate {
+                    from,
+                    to,
+                    targets: targets.clone(),
+                    supplied,
+                    grid: Vec::new(),
+                    secs: 0.0,
+                    scratch_bytes: 0,
+                    touches: Vec::new(),
+                    frontier: name,
+                };
+                if targets.is_empty() {
+                    out.push(shell);
+                } else {
+                    out.extend(grid_candidates(program, machine, &body, &shell, grids));
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Reductions of the interval, and storable maps that something beyond reads.
+fn targets(
+    program: &Program,
+    segments: &Segments,
+    storable: &BTreeSet<NodeIx>,
+    from: usize,
+    to: usize,
+) -> BTreeSet<NodeIx> {
+    let inside = |n: &NodeIx| segments.of[n.ix()].is_some_and(|s| (from..to).contains(&s));
+    let nodes = segments.pieces[from..to].iter().flat_map(|s| s.nodes.iter().copied());
+    nodes
+        .filter(|n| {
+            program.is_reduction(*n)
+                || program.outputs.contains(n)
+                || (storable.contains(n) && escapes(program, *n, &inside))
+        })
+        .collect()
+}
+
+/// Whether something outside reads the map, directly or through maps inside
+/// that are cheap to recompute there.
+fn escapes(program: &Program, n: NodeIx, inside: &impl Fn(&NodeIx) -> bool) -> bool {
+    let mut stack = vec![n];
+    let mut seen = BTreeSet::new();
+    while let Some(n) = stack.pop() {
+        for c in program.consumers(n) {
+            if !inside(c) {
+                return true;
+            }
+            if program.node(*c).ty.is_map() && seen.insert(*c) {
+                stack.push(*c);
+            }
+        }
+    }
+    false
+}
+
+/// Grids of one body, costed; the Pareto front.
+fn grid_candidates(
+    program: &Program,
+    machine: &Machine,
+    body: &Body,
+    shell: &Candidate,
+    grids: Grids,
+) -> Vec<Candidate> {
+    let anchor = body.anchor(program);
+    let mut sums: BTreeMap<(usize, bool, usize), AxisSums> = BTreeMap::new();
+    let mut found = Vec::new();
+    for grid in enumerate(&anchor, grids) {
+        let tiles = grid.iter().map(AxisGrid::n_tiles).try_fold(1usize, |a, b| a.checked_mul(b));
+        if tiles.is_none_or(|t| t > MAX_STAGE_TILES) {
+            continue;
+        }
+        let key = |axis: usize, g: &AxisGrid| (axis, g.policy == AxisPolicy::Carry, g.tile);
+        for (axis, g) in grid.iter().enumerate() {
+            sums.entry(key(axis, g)).or_insert_with(|| {
+                AxisSums::new(&AxisSweep::new(program, body, axis, g), body.items.len())
+            });
+        }
+        let axes: Vec<&AxisSums> =
+            grid.iter().enumerate().map(|(axis, g)| &sums[&key(axis, g)]).collect();
+        let cost = BodyCost::new(program, machine, body, &axes);
+        found.push(finish(program, body, shell, grid.clone(), &cost));
+    }
+    let copies = |c: &Candidate| {
+        let bytes: u64 = c.touches.iter().filter(|t| t.reads).map(|t| t.copy_bytes).sum();
+        bytes as f64 / machine.h2d_bytes_per_sec
+    };
+    let keep = if grids == Grids::Smallest { 3 } else { KEEP_GRIDS };
+    pareto(found, |c| c.secs + copies(c), keep, grids == Grids::Smallest)
+}
+
+fn finish(
+    program: &Program,
+    body: &Body,
+    shell: &Candidate,
+    grid: Vec<AxisGrid>,
+    cost: &BodyCost,
+) -> Candidate {
+    let is_touch = |i: usize| {
+        let item = &body.items[i];
+        item.target || (item.role == Role::Supply && !program.is_source(item.node))
+    };
+    let saves = |i: usize| {
+        is_touch(i) && (body.items[i].role == Role::Supply || cost.totals[i].direct)
+    };
+    let states: u64 = (body.items.iter())
+        .filter(|i| i.role == Role::Reduce)
+        .map(|i| {
+            let node = program.node(i.node);
+            match node.op.reduction_state(&node.ty) {
+                sstep_autodiff::ReductionState::F64(n) => 8 * n as u64,
+                sstep_autodiff::ReductionState::InPlace => 0,
+            }
+        })
+        .sum();
+    let full = cost.scratch_bytes(body, |_| false);
+    let least = cost.scratch_bytes(body, saves);
+    let windows: u64 =
+        (0..body.items.len()).filter(|&i| saves(i)).map(|i| cost.window_bytes[i]).sum();
+    let touches = (0..body.items.len())
+        .filter(|&i| is_touch(i))
+        .map(|i| Touch {
+            node: body.items[i].node,
+            reads: body.items[i].role == Role::Supply,
+            copy_bytes: cost.copy_bytes[i],
+            credit_bytes: if saves(i) && windows > 0 {
+                let share = cost.window_bytes[i] as f64 / windows as f64;
+                ((full - least) as f64 * share) as u64
+            } else {
+                0
+            },
+        })
+        .collect();
+    Candidate {
+        grid,
+        secs: cost.secs,
+        scratch_bytes: full + states,
+        touches,
+        ..shell.clone()
+    }
+}
+
+/// The grids to try for a stage of the given anchor extents.
+fn enumerate(anchor: &[usize], grids: Grids) -> Vec<Vec<AxisGrid>> {
+    let whole: Vec<AxisGrid> = anchor.iter().map(|&e| AxisGrid::whole(e)).collect();
+    let spatial = &anchor[1..];
+    let batch = tile::axis(AxisPolicy::Overlap, anchor[0], 1);
+    let cut = |tiles: &[(AxisPolicy, usize)]| -> Vec<AxisGrid> {
+        let axes = spatial.iter().zip(tiles).map(|(&e, &(policy, t))| tile::axis(policy, e, t));
+        std::iter::once(batch.clone()).chain(axes).collect()
+    };
+    let finest = |extent: usize| match grids {
+        Grids::Smallest => (extent / tile::MAX_TILES).max(1),
+        _ => (extent / tile::MAX_TILES).max(tile::MIN_TILE),
+    };
+    let mut out = Vec::new();
+    match grids {
+        Grids::Whole => return vec![whole],
+        Grids::Fixed(t) => return vec![cut(&vec![(AxisPolicy::Overlap, t); spatial.len()])],
+        Grids::Ladder | Grids::Smallest => {}
+    }
+    out.push(whole);
+    if anchor[0] > 1 {
+        out.push(cut(&vec![(AxisPolicy::Whole, usize::MAX); spatial.len()]));
+    }
+    let rest = spatial.len() - 1;
+    for h in tile::ladder(spatial[0], finest(spatial[0])) {
+        // Other axes whole, then cut ever finer together.
+        let mut widths = vec![usize::MAX];
+        if rest > 0 {
+            widths.extend(tile::ladder(spatial[1], finest(spatial[1]).max(spatial[1] / 64)));
+        }
+        for w in widths {
+            let mut tiles = vec![(AxisPolicy::Overlap, w); rest + 1];
+            tiles[0] = (AxisPolicy::Carry, h);
+            out.push(cut(&tiles));
+            if rest > 1 && w != usize::MAX {
+                tiles[2].1 = usize::MAX;
+                out.push(cut(&tiles));
+            }
+        }
+    }
+    let largest = spatial.iter().copied().max().unwrap_or(1);
+    for t in tile::ladder(largest, (largest / 256).max(finest(1))) {
+        out.push(cut(&vec![(AxisPolicy::Overlap, t); spatial.len()]));
+    }
+    out
+}
+
+/// The candidates that nothing else beats in both `secs` and scratch, thinned
+/// to `keep` that span the front evenly (or are its smallest).
+fn pareto(
+    mut found: Vec<Candidate>,
+    secs: impl Fn(&Candidate) -> f64,
+    keep: usize,
+    smallest: bool,
+) -> Vec<Candidate> {
+    found.sort_by(|a, b| secs(a).total_cmp(&secs(b)).then(a.scratch_bytes.cmp(&b.scratch_bytes)));
+    let mut front: Vec<Candidate> = Vec::new();
+    for c in found {
+        if front.last().is_none_or(|f| c.scratch_bytes < f.scratch_bytes) {
+            front.push(c);
+        }
+    }
+    if front.len() <= keep {
+        return front;
+    }
+    if smallest {
+        return front.split_off(front.len() - keep);
+    }
+    let last = front.len() - 1;
+    let picks: BTreeSet<usize> = (0..keep).map(|k| k * last / (keep - 1)).collect();
+    let mut index = 0;
+    front.retain(|_| {
+        index += 1;
+        picks.contains(&(index - 1))
+    });
+    front
+}

@@ -1,0 +1,102 @@
+//! Why there is no plan, with what would help.
+
+use crate::budget::ByteSize;
+use crate::verify::Violation;
+
+/// A buffer that forces a plan's memory up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForcingBuffer {
+    /// Name of the tensor.
+    pub name: String,
+    /// Why it is there.
+    pub reason: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+impl std::fmt::Display for ForcingBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}, {})", self.name, self.reason, ByteSize(self.bytes))
+    }
+}
+
+fn list(buffers: &[ForcingBuffer]) -> String {
+    buffers.iter().map(ForcingBuffer::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A size that is not one.
+    #[error("`{text}` is not an amount of memory; write for example 512MiB, 8GiB or 1000000")]
+    BadSize {
+        /// What was written.
+        text: String,
+    },
+    /// A cap of nothing.
+    #[error("a device budget of 0 holds nothing; give for example --budget 512MiB")]
+    ZeroBudget,
+    /// Maps of different dimensionality.
+    #[error(
+        "node `{node}` has {found} spatial axes but `{other}` has {expected}; \
+         all maps of a tape must have the same number"
+    )]
+    MixedRank {
+        /// The node.
+        node: String,
+        /// Its spatial axes.
+        found: usize,
+        /// An earlier map.
+        other: String,
+        /// Its spatial axes.
+        expected: usize,
+    },
+    /// No plan of this strategy fits.
+    #[error(
+        "no {strategy} plan fits {device} of device and {host} of host memory; \
+         the smallest device budget found is {smallest} ({smallest_bytes} bytes){}{}",
+        if forcing.is_empty() { "" } else { ", forced by " }, list(forcing)
+    )]
+    Infeasible {
+        /// Name of the strategy.
+        strategy: &'static str,
+        /// The device cap.
+        device: ByteSize,
+        /// The host cap.
+        host: ByteSize,
+        /// Smallest device cap with a plan, at this host cap.
+        smallest: ByteSize,
+        /// The same in bytes.
+        smallest_bytes: u64,
+        /// What is live where that plan peaks, largest first.
+        forcing: Vec<ForcingBuffer>,
+    },
+    /// No plan of this strategy fits any device cap.
+    #[error(
+        "no {strategy} plan fits {host} of host memory at any device budget; \
+         give more host memory or another strategy"
+    )]
+    HostTooSmall {
+        /// Name of the strategy.
+        strategy: &'static str,
+        /// The host cap.
+        host: ByteSize,
+    },
+    /// The solver failed: a bug or an exhausted machine, not a property of the input.
+    #[error("the solver answered {status}; please report this tape and budget")]
+    Solver {
+        /// What it said.
+        status: String,
+    },
+    /// A finished plan did not pass the verifier: a bug in the planner.
+    #[error("the plan was rejected by its verifier: {0}; please report this tape and budget")]
+    Rejected(#[from] Violation),
+    /// A name that is no strategy.
+    #[error("`{name}` is not a strategy; there are {known}")]
+    UnknownStrategy {
+        /// What was written.
+        name: String,
+        /// All names.
+        known: String,
+    },
+}

@@ -1,0 +1,63 @@
+//! What the machine can do, as data.
+//!
+//! The planner compares plans by predicted seconds; every rate it uses is here,
+//! so the same tape, machine and budget give the same plan.
+
+use serde::{Deserialize, Serialize};
+use sstep_autodiff::Op;
+
+/// Rates of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Shown by `explain`.
+    pub name: String,
+    /// Arithmetic of convolutions and dense layers, in FLOP/s.
+    pub conv_flops_per_sec: f64,
+    /// Arithmetic of everything else, in FLOP/s.
+    pub point_flops_per_sec: f64,
+    /// Device memory traffic of kernels, in bytes/s.
+    pub device_bytes_per_sec: f64,
+    /// Host to device copies, in bytes/s.
+    pub h2d_bytes_per_sec: f64,
+    /// Device to host copies, in bytes/s.
+    pub d2h_bytes_per_sec: f64,
+    /// Reading and decoding image sources, in bytes/s of decoded elements.
+    pub source_bytes_per_sec: f64,
+    /// Cost of one kernel launch, in seconds.
+    pub launch_secs: f64,
+    /// Scratch that kernels work best with, in bytes; part of the cap.
+    pub workspace_bytes: u64,
+}
+
+impl Machine {
+    /// Two cores with AVX2: serves until a machine is measured.
+    pub fn cpu_default() -> Self {
+        Machine {
+            name: "cpu (built-in profile)".to_owned(),
+            conv_flops_per_sec: 80e9,
+            point_flops_per_sec: 8e9,
+            device_bytes_per_sec: 16e9,
+            h2d_bytes_per_sec: 8e9,
+            d2h_bytes_per_sec: 6e9,
+            source_bytes_per_sec: 1.2e9,
+            launch_secs: 6e-6,
+            workspace_bytes: 1 << 20,
+        }
+    }
+
+    /// Seconds of a kernel that does `flops` and touches `bytes`.
+    pub fn kernel_secs(&self, op: &Op, flops: f64, bytes: f64) -> f64 {
+        let dense = matches!(
+            op,
+            Op::Conv(_) | Op::ConvTranspose(_) | Op::ConvWeightGrad(_) | Op::Linear
+        );
+        let rate = if dense { self.conv_flops_per_sec } else { self.point_flops_per_sec };
+        (flops / rate).max(bytes / self.device_bytes_per_sec)
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine::cpu_default()
+    }
+}

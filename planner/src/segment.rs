@@ -1,0 +1,215 @@
+//! Where tile loops may begin and end, and what may be stored between them.
+//!
+//! Within a level of the program (see [`crate::program`]) any run of nodes can
+//! share a loop. *Segments* are the pieces between the positions where a level
+//! may be cut; a candidate stage covers consecutive segments of one level. Long
+//! levels are cut where few bytes cross.
+//!
+//! *Storable* maps are those worth keeping: results of windows and sums.
+//! Pointwise results are recomputed from them on the fly. A *frontier* is a
+//! subset of the storable maps at which recomputation stops; coarser frontiers
+//! store less and recompute more.
+
+use std::collections::BTreeSet;
+
+use sstep_autodiff::Op;
+
+use crate::program::{NodeIx, Program};
+use crate::strategy::Strategy;
+
+/// A piece of a level.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Its level.
+    pub level: u32,
+    /// Map nodes and reductions in it, ascending.
+    pub nodes: Vec<NodeIx>,
+}
+
+/// The program, cut.
+#[derive(Clone, Debug)]
+pub struct Segments {
+    /// All pieces, levels ascending.
+    pub pieces: Vec<Segment>,
+    /// Segment of each node that has one.
+    pub of: Vec<Option<usize>>,
+}
+
+/// How finely levels are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fineness {
+    /// Only long levels, at a few narrow places.
+    Coarse,
+    /// After every storable map.
+    Fine,
+}
+
+/// Most pieces of a long level when cut coarsely.
+const COARSE_PIECES: usize = 6;
+/// Most pieces of a level when cut finely.
+const FINE_PIECES: usize = 12;
+/// Nodes from which on a level counts as long.
+const LONG_LEVEL: usize = 24;
+
+/// Cuts a program.
+pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Fineness) -> Segments {
+    let n_levels = program.nodes.iter().map(|n| n.level + 1).max().unwrap_or(0);
+    let mut levels: Vec<Vec<NodeIx>> = vec![Vec::new(); n_levels as usize];
+    for n in program.indices() {
+        let node = program.node(n);
+        let is_work = (node.ty.is_map() && !node.op.is_leaf()) || program.is_reduction(n);
+        if is_work {
+            levels[node.level as usize].push(n);
+        }
+    }
+    let mut pieces = Vec::new();
+    let mut of = vec![None; program.nodes.len()];
+    for (level, nodes) in levels.into_iter().enumerate() {
+        let cuts = match fineness {
+            Fineness::Coarse if nodes.len() < LONG_LEVEL => Vec::new(),
+            Fineness::Coarse => narrow_cuts(program, storable, &nodes, COARSE_PIECES),
+            Fineness::Fine => narrow_cuts(program, storable, &nodes, FINE_PIECES),
+        };
+        let mut from = 0;
+        for to in cuts.into_iter().chain([nodes.len()]) {
+            if to > from {
+                for n in &nodes[from..to] {
+                    of[n.ix()] = Some(pieces.len());
+                }
+                pieces.push(Segment { level: level as u32, nodes: nodes[from..to].to_vec() });
+                from = to;
+            }
+        }
+    }
+    Segments { pieces, of }
+}
+
+/// Positions to cut `nodes` at, at most `pieces - 1`: in each stretch of equal
+/// work the one behind a storable map that the fewest bytes cross.
+fn narrow_cuts(
+    program: &Program,
+    storable: &BTreeSet<NodeIx>,
+    nodes: &[NodeIx],
+    pieces: usize,
+) -> Vec<usize> {
+    let inside: BTreeSet<NodeIx> = nodes.iter().copied().collect();
+    let last_use = |n: NodeIx| {
+        let users = program.consumers(n).iter().filter(|c| inside.contains(c));
+        users.last().copied().unwrap_or(n)
+    };
+    let choices: Vec<usize> =
+        (1..nodes.len()).filter(|&p| storable.contains(&nodes[p - 1])).collect();
+    if choices.len() < pieces {
+        return choices;
+    }
+    let mut crossing = vec![0u64; nodes.len() + 1];
+    for (p, &n) in nodes.iter().enumerate() {
+        if program.node(n).ty.is_map() {
+            let last = last_use(n);
+            let end = nodes.partition_point(|&m| m < last);
+            for bytes in &mut crossing[p + 1..=end.max(p)] {
+                *bytes += program.node(n).ty.bytes();
+            }
+        }
+    }
+    let mut work = vec![0.0];
+    for &n in nodes {
+        let whole = program.flops(n, program.points(n));
+        work.push(work.last().copied().unwrap_or(0.0) + whole + 1.0);
+    }
+    let total = work[nodes.len()];
+    let mut cuts = Vec::new();
+    for k in 1..pieces {
+        let near = total * k as f64 / pieces as f64;
+        let half = total / (2 * pieces) as f64;
+        let best = (choices.iter().copied())
+            .filter(|&p| (work[p] - near).abs() <= half)
+            .min_by_key(|&p| (crossing[p], p));
+        cuts.extend(best);
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts
+}
+
+/// Maps worth storing under a strategy.
+pub fn storable(program: &Program, strategy: Strategy) -> BTreeSet<NodeIx> {
+    let maps = program.indices().filter(|&n| {
+        let node = program.node(n);
+        node.ty.is_map() && !node.op.is_leaf()
+    });
+    let kept = |n: &NodeIx| match strategy {
+        Strategy::StoreAll => true,
+        Strategy::RecomputeAll => program.outputs.contains(n),
+        Strategy::Optimal | Strategy::OffloadAll | Strategy::Streaming => {
+            is_costly(program, *n) || program.outputs.contains(n)
+        }
+    };
+    maps.filter(kept).collect()
+}
+
+/// Whether a map is dearer to compute again than to read.
+fn is_costly(program: &Program, n: NodeIx) -> bool {
+    let node = program.node(n);
+    match node.op {
+        Op::Conv(_)
+        | Op::ConvTranspose(_)
+        | Op::MaxPool(_)
+        | Op::MaxPoolGrad(_)
+        | Op::AvgPool(_)
+        | Op::AvgPoolGrad { .. }
+        | Op::UpsampleGrad(_) => true,
+        Op::Add => node.inputs.iter().all(|&i| program.node(i).ty == node.ty),
+        _ => false,
+    }
+}
+
+/// Frontiers from the finest to the coarsest; equal ones left out.
+pub fn frontiers(
+    program: &Program,
+    storable: &BTreeSet<NodeIx>,
+    strategy: Strategy,
+) -> Vec<(&'static str, BTreeSet<NodeIx>)> {
+    let forward = forward_nodes(program);
+    let keep = |what: &dyn Fn(NodeIx) -> bool| -> BTreeSet<NodeIx> {
+        storable.iter().copied().filter(|&n| what(n)).collect()
+    };
+    let is_add = |n: NodeIx| matches!(program.node(n).op, Op::Add);
+    let resizes = |n: NodeIx| {
+        let node = program.node(n);
+        let maps = node.inputs.iter().map(|&i| program.node(i).ty).filter(|ty| ty.is_map());
+        maps.map(|ty| ty.shape.spatial().iter().product::<usize>())
+            .any(|points| points != node.ty.shape.spatial().iter().product::<usize>())
+    };
+    let all = ("every costly map", storable.clone());
+    if matches!(strategy, Strategy::StoreAll | Strategy::RecomputeAll | Strategy::OffloadAll) {
+        return vec![all];
+    }
+    let mut out = vec![
+        all,
+        ("no forward sum", keep(&|n| !(forward[n.ix()] && is_add(n)))),
+        ("sums and resized maps", keep(&|n| !forward[n.ix()] || is_add(n) || resizes(n))),
+        ("resized maps", keep(&|n| !forward[n.ix()] || resizes(n))),
+        ("no forward map", keep(&|n| !forward[n.ix()])),
+        ("nothing", keep(&|n| program.outputs.contains(&n))),
+    ];
+    let mut seen = BTreeSet::new();
+    out.retain(|(_, set)| seen.insert(set.clone()));
+    out
+}
+
+/// Whether each node is an ancestor of the first output, the loss.
+pub fn forward_nodes(program: &Program) -> Vec<bool> {
+    let mut forward = vec![false; program.nodes.len()];
+    if let Some(loss) = program.outputs.first() {
+        forward[loss.ix()] = true;
+    }
+    for n in program.indices().rev() {
+        if forward[n.ix()] {
+            for i in &program.node(n).inputs {
+                forward[i.ix()] = true;
+            }
+        }
+    }
+    forward
+}

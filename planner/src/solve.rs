@@ -1,0 +1,181 @@
+//! The only place that touches the solver.
+//!
+//! Models are stated through good_lp and solved by HiGHS. One thread, a fixed
+//! seed and limits in nodes keep the answer a function of the model; binaries
+//! are read at one half and never trusted beyond that: whoever asks checks what
+//! the decoded solution really costs.
+
+use good_lp::{Expression, ProblemVariables, SolverModel, Variable, constraint, variable};
+use highs::{HighsModelStatus, HighsSolutionStatus};
+
+use crate::error::PlanError;
+
+/// A column of a [`Model`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Var(usize);
+
+/// A mixed-integer linear model, minimised.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    columns: Vec<Column>,
+    rows: Vec<Row>,
+}
+
+#[derive(Clone, Debug)]
+struct Column {
+    lo: f64,
+    hi: f64,
+    binary: bool,
+    cost: f64,
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    terms: Vec<(Var, f64)>,
+    at_least: bool,
+    equal: bool,
+    bound: f64,
+}
+
+/// How hard to try.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Stop within this relative distance of the bound.
+    pub gap: f64,
+    /// Branch-and-bound nodes at most.
+    pub nodes: i32,
+    /// Seconds at most: a last resort on an overloaded machine.
+    pub secs: f64,
+}
+
+/// A solution that satisfies every row.
+#[derive(Clone, Debug)]
+pub struct Solution {
+    values: Vec<f64>,
+    /// Value of the objective.
+    pub objective: f64,
+    /// Relative distance to the best bound proved.
+    pub gap: f64,
+}
+
+impl Solution {
+    /// Whether a binary is set.
+    pub fn is_set(&self, v: Var) -> bool {
+        self.values[v.0] > 0.5
+    }
+}
+
+impl Model {
+    /// Adds a binary column.
+    pub fn binary(&mut self, cost: f64) -> Var {
+        self.column(Column { lo: 0.0, hi: 1.0, binary: true, cost })
+    }
+
+    /// Adds a continuous column in `[lo, hi]`.
+    pub fn real(&mut self, lo: f64, hi: f64, cost: f64) -> Var {
+        self.column(Column { lo, hi, binary: false, cost })
+    }
+
+    fn column(&mut self, column: Column) -> Var {
+        self.columns.push(column);
+        Var(self.columns.len() - 1)
+    }
+
+    /// Number of binary columns.
+    pub fn n_binaries(&self) -> usize {
+        self.columns.iter().filter(|c| c.binary).count()
+    }
+
+    /// `Σ terms ≤ bound`.
+    pub fn at_most(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
+        self.rows.push(Row { terms, at_least: false, equal: false, bound });
+    }
+
+    /// `Σ terms ≥ bound`.
+    pub fn at_least(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
+        self.rows.push(Row { terms, at_least: true, equal: false, bound });
+    }
+
+    /// `Σ terms = bound`.
+    pub fn equal(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
+        self.rows.push(Row { terms, at_least: false, equal: true, bound });
+    }
+
+    /// Minimises. `None` if no solution exists or none was found in time.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`] if HiGHS fails on the model.
+    pub fn solve(&self, effort: Effort) -> Result<Option<Solution>, PlanError> {
+        let mut vars = ProblemVariables::new();
+        let columns: Vec<Variable> = (self.columns.iter())
+            .map(|c| {
+                let definition = variable().min(c.lo).max(c.hi);
+                vars.add(if c.binary { definition.integer() } else { definition })
+            })
+            .collect();
+        let sum = |terms: &[(Var, f64)]| -> Expression {
+            terms.iter().map(|&(v, factor)| factor * columns[v.0]).sum()
+        };
+        let objective: Expression =
+            self.columns.iter().zip(&columns).map(|(c, &v)| c.cost * v).sum();
+        let mut problem = vars.minimise(objective).using(good_lp::solvers::highs::highs);
+        for row in &self.rows {
+            let left = sum(&row.terms);
+            problem.add_constraint(if row.equal {
+                constraint!(left == row.bound)
+            } else if row.at_least {
+                constraint!(left >= row.bound)
+            } else {
+                constraint!(left <= row.bound)
+            });
+        }
+        // Options set through good_lp would be lost here: they belong to its
+        // own solve, which reports neither bound nor gap.
+        let failed = |what: &dyn std::fmt::Debug| PlanError::Solver { status: format!("{what:?}") };
+        let mut model = problem.try_into_inner().map_err(|e| failed(&e))?;
+        model.make_quiet();
+        for (key, value) in [("threads", 1), ("random_seed", 0), ("mip_max_nodes", effort.nodes)] {
+            model.try_set_option(key, value).map_err(|e| failed(&e))?;
+        }
+        model.try_set_option("mip_rel_gap", effort.gap).map_err(|e| failed(&e))?;
+        model.try_set_option("time_limit", effort.secs).map_err(|e| failed(&e))?;
+        let solved = match model.try_solve() {
+            Ok(solved) => solved,
+            Err(status) => return Err(failed(&status)),
+        };
+        match solved.status() {
+            HighsModelStatus::Infeasible | HighsModelStatus::UnboundedOrInfeasible => Ok(None),
+            _ if solved.primal_solution_status() == HighsSolutionStatus::Feasible => {
+                Ok(Some(Solution {
+                    values: solved.get_solution().columns().to_vec(),
+                    objective: solved.objective_value(),
+                    gap: solved.mip_gap(),
+                }))
+            }
+            HighsModelStatus::ReachedTimeLimit
+            | HighsModelStatus::ReachedSolutionLimit
+            | HighsModelStatus::ReachedIterationLimit
+            | HighsModelStatus::ReachedInterrupt => Ok(None),
+            other => Err(failed(&other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EFFORT: Effort = Effort { gap: 0.0, nodes: 1000, secs: 10.0 };
+
+    #[test]
+    fn a_knapsack_is_solved_and_an_impossible_row_is_no_solution() {
+        let mut m = Model::default();
+        let items: Vec<Var> = [-6.0, -5.0, -4.0].iter().map(|&c| m.binary(c)).collect();
+        let weights = [4.0, 3.0, 2.0];
+        m.at_most(items.iter().copied().zip(weights).collect(), 5.0);
+        let s = m.solve(EFFORT).expect("solves").expect("feasible");
+        assert_eq!(items.iter().map(|&v| s.is_set(v)).collect::<Vec<_>>(), [false, true, true]);
+        m.at_least(vec![(items[0], 1.0)], 2.0);
+        assert!(m.solve(EFFORT).expect("solves").is_none());
+    }
+}
