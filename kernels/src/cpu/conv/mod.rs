@@ -26,6 +26,8 @@ mod tasks;
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
 #[cfg(target_arch = "x86_64")]
 use std::any::TypeId;
@@ -106,7 +108,15 @@ pub(crate) fn transpose<T: Real>(
         return;
     }
     let geom = Geom::new(&a.conv, out.layout().shape.rank() - 2);
-    let _ = ws;
+    #[cfg(target_arch = "x86_64")]
+    if fast(job) {
+        check(job, out);
+        // SAFETY: `fast` found that `T` is `f32`.
+        let (job, out) = unsafe { (same(job), same(&*out)) };
+        if transpose::transpose(&geom, job, out, tasks::floats(ws)) {
+            return;
+        }
+    }
     plain::transpose(&geom, job, out);
 }
 

@@ -11,8 +11,9 @@ use std::arch::x86_64::*;
 
 use super::panel::LANES;
 
-/// Most accumulators of a tile; four registers remain for operands.
-const ACCUMULATORS: usize = 12;
+/// Vectors of a tile of so many output channels: with the accumulators, as many
+/// inputs and one weight fit the sixteen registers.
+const VECTORS: [usize; 5] = [0, 7, 5, 3, 3];
 
 /// Eight neighbouring outputs (fewer at the end of a row).
 #[derive(Clone, Copy, Debug)]
@@ -94,8 +95,7 @@ pub(super) unsafe fn tiles(n_out: usize, sums: &Sums, positions: &[Pos]) {
 /// As [`tiles`], for `K` output channels; reads of panel and weights in bounds.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn rows<const K: usize>(sums: &Sums, mut positions: &[Pos]) {
-    // Eight accumulators already hide the latency of an addition.
-    let most = (ACCUMULATORS / K).min(LANES);
+    let most = VECTORS[K];
     while !positions.is_empty() {
         let left = positions.len();
         let n = if left <= most {
@@ -113,11 +113,11 @@ unsafe fn rows<const K: usize>(sums: &Sums, mut positions: &[Pos]) {
                 1 => tile::<K, 1>(sums, these),
                 2 => tile::<K, 2>(sums, these),
                 3 => tile::<K, 3>(sums, these),
-                4 if K < 4 => tile::<K, 4>(sums, these),
+                4 if K < 3 => tile::<K, 4>(sums, these),
                 5 if K < 3 => tile::<K, 5>(sums, these),
-                6 if K < 3 => tile::<K, 6>(sums, these),
+                6 if K < 2 => tile::<K, 6>(sums, these),
                 7 if K < 2 => tile::<K, 7>(sums, these),
-                _ => tile::<K, 8>(sums, these),
+                _ => unreachable!("no tile has more vectors than VECTORS"),
             }
         }
     }
@@ -148,15 +148,10 @@ unsafe fn tile<const K: usize, const V: usize>(sums: &Sums, positions: &[Pos]) {
             let channel = c * sums.x_channel;
             for &tap in sums.taps {
                 let at = channel + tap;
-                let mut v = [_mm256_setzero_ps(); V];
-                for i in 0..V {
-                    v[i] = _mm256_loadu_ps(x[i].wrapping_add(at));
-                }
-                for k in 0..K {
-                    let weight = _mm256_broadcast_ss(&*w.wrapping_add(k * sums.w_out));
-                    for i in 0..V {
-                        acc[k][i] = _mm256_fmadd_ps(v[i], weight, acc[k][i]);
-                    }
+                if K == 4 && V == 3 {
+                    step_4_by_3(&mut acc, &x, at, w, sums.w_out);
+                } else {
+                    step(&mut acc, &x, at, w, sums.w_out);
                 }
                 w = w.wrapping_add(sums.w_step);
             }
@@ -173,6 +168,99 @@ unsafe fn tile<const K: usize, const V: usize>(sums: &Sums, positions: &[Pos]) {
                 store(to, sums.out_step, pos.lanes, acc);
             }
         }
+    }
+}
+
+/// One (channel, tap): `acc[k][i] += x[i][at…] · w[k·w_out]`.
+///
+/// # Safety
+/// The eight floats from `x[i] + at` and the weights are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn step<const K: usize, const V: usize>(
+    acc: &mut [[__m256; V]; K],
+    x: &[*const f32; V],
+    at: usize,
+    w: *const f32,
+    w_out: usize,
+) {
+    let mut v = [_mm256_setzero_ps(); V];
+    // SAFETY: as promised to this function.
+    unsafe {
+        for (v, x) in v.iter_mut().zip(x) {
+            *v = _mm256_loadu_ps(x.add(at));
+        }
+        for (k, acc) in acc.iter_mut().enumerate() {
+            let weight = _mm256_broadcast_ss(&*w.add(k * w_out));
+            for (acc, &v) in acc.iter_mut().zip(&v) {
+                *acc = _mm256_fmadd_ps(v, weight, *acc);
+            }
+        }
+    }
+}
+
+/// [`step`] for the full tile, which takes exactly all sixteen registers: the
+/// compiler's scheduler would overlap two weights and spill, so the order of
+/// instructions is given.
+///
+/// # Safety
+/// As [`step`], and `K = 4`, `V = 3`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn step_4_by_3<const K: usize, const V: usize>(
+    acc: &mut [[__m256; V]; K],
+    x: &[*const f32; V],
+    at: usize,
+    w: *const f32,
+    w_out: usize,
+) {
+    // SAFETY: reads what `step` reads; touches nothing else.
+    unsafe {
+        std::arch::asm!(
+            "vmovups {x0}, [{p0} + {at} * 4]",
+            "vmovups {x1}, [{p1} + {at} * 4]",
+            "vmovups {x2}, [{p2} + {at} * 4]",
+            "vbroadcastss {w}, [{q}]",
+            "vfmadd231ps {a0}, {x0}, {w}",
+            "vfmadd231ps {a1}, {x1}, {w}",
+            "vfmadd231ps {a2}, {x2}, {w}",
+            "vbroadcastss {w}, [{q} + {o} * 4]",
+            "vfmadd231ps {b0}, {x0}, {w}",
+            "vfmadd231ps {b1}, {x1}, {w}",
+            "vfmadd231ps {b2}, {x2}, {w}",
+            "vbroadcastss {w}, [{q} + {o} * 8]",
+            "vfmadd231ps {c0}, {x0}, {w}",
+            "vfmadd231ps {c1}, {x1}, {w}",
+            "vfmadd231ps {c2}, {x2}, {w}",
+            "vbroadcastss {w}, [{q3} + {o} * 4]",
+            "vfmadd231ps {d0}, {x0}, {w}",
+            "vfmadd231ps {d1}, {x1}, {w}",
+            "vfmadd231ps {d2}, {x2}, {w}",
+            p0 = in(reg) x[0],
+            p1 = in(reg) x[1],
+            p2 = in(reg) x[2],
+            at = in(reg) at,
+            q = in(reg) w,
+            q3 = in(reg) w.wrapping_add(2 * w_out),
+            o = in(reg) w_out,
+            x0 = out(ymm_reg) _,
+            x1 = out(ymm_reg) _,
+            x2 = out(ymm_reg) _,
+            w = out(ymm_reg) _,
+            a0 = inout(ymm_reg) acc[0][0],
+            a1 = inout(ymm_reg) acc[0][1],
+            a2 = inout(ymm_reg) acc[0][2],
+            b0 = inout(ymm_reg) acc[1][0],
+            b1 = inout(ymm_reg) acc[1][1],
+            b2 = inout(ymm_reg) acc[1][2],
+            c0 = inout(ymm_reg) acc[2][0],
+            c1 = inout(ymm_reg) acc[2][1],
+            c2 = inout(ymm_reg) acc[2][2],
+            d0 = inout(ymm_reg) acc[3][0],
+            d1 = inout(ymm_reg) acc[3][1],
+            d2 = inout(ymm_reg) acc[3][2],
+            options(pure, readonly, nostack, preserves_flags),
+        );
     }
 }
 

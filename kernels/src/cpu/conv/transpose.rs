@@ -1,0 +1,329 @@
+//! Transposed convolution in `f32`, which is also the data gradient.
+//!
+//! With stride `s`, output `i` is reached only by taps `t` for which
+//! `(i + p − t·d)` is a multiple of `s`. Outputs of one residue (a *phase*)
+//! share their taps and read neighbouring inputs: each phase is a convolution
+//! of stride 1 over the same packed panel, with a few of the taps, whose
+//! results are stored `s` apart. Weights are repacked once per call, so that
+//! the tiles stream through those of their phase.
+
+use super::blocks::{self, Blocks};
+use super::direct::base;
+use super::panel::{self, Axis, Extents, LANES};
+use super::tile::{Pos, Sums, tiles};
+use super::{Geom, tasks};
+use crate::Job;
+use crate::view::{In, Out};
+
+/// Output channels of a tile.
+const TILE: usize = 4;
+
+/// The outputs of a block along one axis that share their taps.
+#[derive(Debug)]
+struct Phase {
+    /// The first of them, from the block's start.
+    at: usize,
+    /// How many; they lie a stride apart.
+    n: usize,
+    /// Its taps with their first source positions.
+    taps: Vec<(usize, isize)>,
+}
+
+/// The phases of outputs `lo..lo + n` along an axis.
+fn phases(g: &Geom, s: usize, lo: usize, n: usize) -> Vec<Phase> {
+    let stride = g.stride[s];
+    (0..stride.min(n))
+        .map(|at| {
+            let taps = (0..g.kernel[s]).filter_map(|t| {
+                let from = (lo + at + g.pad[s]) as isize - (t * g.dilation[s]) as isize;
+                let hit = from.rem_euclid(stride as isize) == 0;
+                hit.then(|| (t, from.div_euclid(stride as isize)))
+            });
+            Phase {
+                at,
+                n: (n - at).div_ceil(stride),
+                taps: taps.collect(),
+            }
+        })
+        .collect()
+}
+
+/// The panel axis that serves all phases.
+fn axis(phases: &[Phase]) -> Axis {
+    let windows = phases
+        .iter()
+        .flat_map(|p| p.taps.iter().map(|&(_, first)| (first, p.n)));
+    Axis::cover(1, &mut windows.collect::<Vec<_>>())
+}
+
+/// Computes the job if there is scratch for it; tells whether it did.
+pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]) -> bool {
+    let x = &job.inputs[0];
+    let in_group = x.dims()[1] / g.groups;
+    let out_group = out.dims()[1] / g.groups;
+    let region = &job.region;
+    let extent = [0, 1, 2].map(|s| region.s(s).len());
+    let sets = region.n().len() * g.groups;
+    let strides: usize = g.stride.iter().product();
+    let taps_met = g.taps().div_ceil(strides);
+    let macs = region.points() * taps_met * in_group * out.dims()[1];
+    let wanted = tasks::n_workers(usize::MAX, macs);
+    // Weights of as many output channels as a third of the scratch holds; the
+    // panels are packed again for each such part.
+    let per_tile = TILE * g.groups * in_group * g.taps();
+    let tiles_fit = scratch.len() / 3 / per_tile;
+    if tiles_fit == 0 {
+        return false;
+    }
+    let part = (tiles_fit * TILE).min(out_group.next_multiple_of(TILE));
+    let parts = out_group.div_ceil(part);
+    let part = out_group.div_ceil(parts).next_multiple_of(TILE);
+    let (weights, scratch) = scratch.split_at_mut(part / TILE * per_tile);
+    let to_cut = blocks::Job {
+        extent,
+        channels: in_group,
+        macs: part * taps_met,
+        outputs: part,
+        extra: 0,
+        taps: taps_met,
+        sets,
+        workers: wanted,
+        budget: tasks::share(scratch.len(), wanted),
+    };
+    // Where a block begins decides how many sources its phases span.
+    let longest = |s: usize, n: usize| {
+        let starts = region.s(s).start..region.s(s).start + g.stride[s];
+        starts
+            .map(|lo| axis(&phases(g, s, lo, n)).len())
+            .max()
+            .unwrap_or(0)
+    };
+    let Some(cut) = Blocks::choose(&to_cut, longest) else {
+        return false;
+    };
+    let n_tasks = cut.n_blocks() * sets;
+    let orders = [0, 1, 2].map(|s| tap_orders(g, s));
+    for first in (0..out_group).step_by(part) {
+        let outputs = first..(first + part).min(out_group);
+        let w = job.inputs[1].flat();
+        pack_weights(g, w, weights, in_group, out_group, outputs.clone(), &orders);
+        let bias = job.inputs.get(2).map(In::flat);
+        let layer = Layer {
+            g,
+            x,
+            weights,
+            bias,
+            out,
+            outputs,
+            channels: cut.channels,
+        };
+        tasks::run(n_tasks, wanted.min(n_tasks), scratch, |index, scratch| {
+            let (set, block) = (index / cut.n_blocks(), index % cut.n_blocks());
+            let (n, group) = (region.n().start + set / g.groups, set % g.groups);
+            let (lo, size) = cut.block(region, block);
+            // SAFETY: the caller checked the machine, and that the output holds
+            // the region; tasks write disjoint parts of it.
+            unsafe { compute(&layer, n, group, lo, size, scratch) };
+        });
+    }
+    true
+}
+
+struct Layer<'a> {
+    g: &'a Geom,
+    x: &'a In<'a, f32>,
+    /// See [`pack_weights`].
+    weights: &'a [f32],
+    bias: Option<&'a [f32]>,
+    out: &'a Out<'a, f32>,
+    /// Output channels, within each group.
+    outputs: std::ops::Range<usize>,
+    /// Channels summed at a time.
+    channels: usize,
+}
+
+/// Taps of an axis by the residue `(i + p) mod s` of the outputs they reach.
+fn tap_orders(g: &Geom, s: usize) -> Vec<Vec<usize>> {
+    let reaches = |residue: usize, t: usize| (t * g.dilation[s]) % g.stride[s] == residue;
+    (0..g.stride[s])
+        .map(|residue| (0..g.kernel[s]).filter(|&t| reaches(residue, t)).collect())
+        .collect()
+}
+
+/// Packs the weights as `[group][tile][phase][k][tap][4]`, phases in order of
+/// their residues, channels beyond the last as zeros.
+fn pack_weights(
+    g: &Geom,
+    w: &[f32],
+    to: &mut [f32],
+    in_group: usize,
+    out_group: usize,
+    outputs: std::ops::Range<usize>,
+    orders: &[Vec<Vec<usize>>; 3],
+) {
+    let n_taps = g.taps();
+    let mut to = to.chunks_exact_mut(TILE);
+    for group in 0..g.groups {
+        for c in outputs.clone().step_by(TILE) {
+            for taps in phase_taps(g, orders) {
+                for k in group * in_group..(group + 1) * in_group {
+                    for &t in &taps {
+                        let to = to.next().expect("the scratch holds the weights");
+                        for (i, to) in to.iter_mut().enumerate() {
+                            let exists = c + i < outputs.end;
+                            let at = (k * out_group + c + i) * n_taps + t;
+                            *to = if exists { w[at] } else { 0.0 };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Row-major tap indices of every phase, phases in order of their residues.
+fn phase_taps<'a>(
+    g: &'a Geom,
+    orders: &'a [Vec<Vec<usize>>; 3],
+) -> impl Iterator<Item = Vec<usize>> + 'a {
+    let [ds, hs, ws] = orders;
+    ds.iter().flat_map(move |d| {
+        hs.iter().flat_map(move |h| {
+            ws.iter().map(move |w| {
+                let mut taps = Vec::with_capacity(d.len() * h.len() * w.len());
+                for d in d {
+                    for h in h {
+                        taps.extend(w.iter().map(|w| (d * g.kernel[1] + h) * g.kernel[2] + w));
+                    }
+                }
+                taps
+            })
+        })
+    })
+}
+
+/// # Safety
+/// The machine has AVX2 and FMA; the block lies in the output view, and nobody
+/// else uses it meanwhile.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn compute(
+    layer: &Layer,
+    n: usize,
+    group: usize,
+    lo: [usize; 3],
+    size: [usize; 3],
+    scratch: &mut [f32],
+) {
+    let Layer {
+        g, x, bias, out, ..
+    } = layer;
+    let along = [0, 1, 2].map(|s| phases(g, s, lo[s], size[s]));
+    let axes = [0, 1, 2].map(|s| axis(&along[s]));
+    let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
+    let in_group = x.dims()[1] / g.groups;
+    let out_group = out.dims()[1] / g.groups;
+    let subs = subs(layer, &along, &axes, &extents, lo);
+    let tile_floats = TILE * in_group * g.taps();
+    let n_tiles = layer.outputs.len().div_ceil(TILE);
+    for k in (0..in_group).step_by(layer.channels) {
+        let n_channels = layer.channels.min(in_group - k);
+        let from = group * in_group + k;
+        let panel = &mut scratch[..extents.floats(n_channels)];
+        panel::fill(panel, &extents, &axes, x, n, from..from + n_channels);
+        for (tile, c) in layer.outputs.clone().step_by(TILE).enumerate() {
+            let n_out = (layer.outputs.end - c).min(TILE);
+            let channel = group * out_group + c;
+            let last = k + n_channels == in_group;
+            for sub in &subs {
+                let w = (group * n_tiles + tile) * tile_floats
+                    + (sub.weights * in_group + k * sub.taps.len()) * TILE;
+                let sums = Sums {
+                    panel,
+                    x_channel: extents.channel,
+                    channels: n_channels,
+                    taps: &sub.taps,
+                    w: &layer.weights[w..],
+                    w_out: 1,
+                    w_step: TILE,
+                    out: base(out, n, channel, sub.at),
+                    out_channel: out.layout().strides[1],
+                    out_step: g.stride[2],
+                    first: k == 0,
+                    bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
+                };
+                // SAFETY: as promised to this function.
+                unsafe { tiles(n_out, &sums, &sub.positions) };
+            }
+        }
+    }
+}
+
+/// The outputs of a block that are of one phase along every axis.
+struct Sub {
+    /// The first of them.
+    at: [usize; 3],
+    /// Offsets of its taps in the panel.
+    taps: Vec<usize>,
+    /// Number of taps of the phases packed before it.
+    weights: usize,
+    positions: Vec<Pos>,
+}
+
+fn subs(
+    layer: &Layer,
+    along: &[Vec<Phase>; 3],
+    axes: &[Axis; 3],
+    extents: &Extents,
+    lo: [usize; 3],
+) -> Vec<Sub> {
+    let g = layer.g;
+    let [_, _, sd, sh] = layer.out.layout().strides;
+    let orders = [0, 1, 2].map(|s| tap_orders(g, s));
+    // Where each phase's weights begin, in taps.
+    let mut begin = vec![0];
+    begin.extend(phase_taps(g, &orders).map(|taps| taps.len()));
+    for i in 1..begin.len() {
+        begin[i] += begin[i - 1];
+    }
+    let residue = |s: usize, phase: &Phase| (lo[s] + phase.at + g.pad[s]) % g.stride[s];
+    let offset = |s: usize, first: isize| axes[s].locate(first);
+    let mut subs = Vec::with_capacity(begin.len());
+    for d in &along[0] {
+        for h in &along[1] {
+            for w in &along[2] {
+                let mut taps = Vec::with_capacity(d.taps.len() * h.taps.len() * w.taps.len());
+                for &(_, td) in &d.taps {
+                    for &(_, th) in &h.taps {
+                        for &(_, tw) in &w.taps {
+                            taps.push(extents.at([offset(0, td), offset(1, th), offset(2, tw)]));
+                        }
+                    }
+                }
+                let mut positions = Vec::with_capacity(d.n * h.n * w.n.div_ceil(LANES));
+                for j in 0..d.n {
+                    for i in 0..h.n {
+                        for v in (0..w.n).step_by(LANES) {
+                            let out = j * g.stride[0] * sd + i * g.stride[1] * sh + v * g.stride[2];
+                            let lanes = LANES.min(w.n - v);
+                            positions.push(Pos {
+                                x: extents.at([j, i, v]),
+                                out,
+                                lanes,
+                            });
+                        }
+                    }
+                }
+                let index = (residue(0, d) * g.stride[1] + residue(1, h)) * g.stride[2];
+                let weights = begin[index + residue(2, w)];
+                let at = [lo[0] + d.at, lo[1] + h.at, lo[2] + w.at];
+                subs.push(Sub {
+                    at,
+                    taps,
+                    weights,
+                    positions,
+                });
+            }
+        }
+    }
+    subs
+}
