@@ -1,1 +1,29 @@
-//! The executor of sstep: carries a plan out on a backend, with image sources and host memory
+//! The executor of sstep: carries a plan out on a backend.
+//!
+//! One [interpreter loop](Interpreter) serves every [`Backend`]; the executor
+//! decides nothing, and what it does not find in the plan is an error. It counts
+//! what really happened, [`Measured`], to be held against what the plan
+//! predicted. Network inputs come region by region from a
+//! [`source::TileSource`]; tensors that the plan sends away live in a separate,
+//! counted host pool.
+//!
+//! [`reference()`] runs the same program untiled: the oracle of the tests.
+//!
+//! [Interpreter]: Executor::step
+
+mod backend;
+mod cpu;
+mod error;
+mod interpret;
+mod reference;
+mod run;
+pub mod source;
+mod tensor;
+
+pub use backend::{Backend, Launch, Partial, Place};
+pub use cpu::Cpu;
+pub use error::ExecError;
+pub use interpret::{Measured, Progress, StepHow};
+pub use reference::reference;
+pub use run::{Executor, Feed, Feeds, StepReport};
+pub use tensor::Tensor;

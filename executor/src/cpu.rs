@@ -1,0 +1,239 @@
+//! The CPU as a device.
+//!
+//! The arena is one allocation of exactly the cap; "host" is other memory, so
+//! copies, caps and counters are real and every plan runs without a GPU. Kernels
+//! use threads inside a tile: at the tile sizes plans choose that is level with
+//! a tile per thread and needs half the windows.
+//!
+//! All `unsafe` of the crate is here: views into the arena are raw because a
+//! kernel reads and writes different buffers of one allocation. That they do
+//! not overlap while live is what the plan's verifier has checked.
+
+use std::alloc::{Layout as Memory, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+use rayon::prelude::*;
+use sstep_autodiff::{Op, ReductionState, Region, Ty};
+use sstep_kernels::{Box4, In, Job, Layout, Out, Real, State, UpdateRule, cpu, optim};
+
+use crate::backend::{Backend, Launch, Partial, Place};
+use crate::error::ExecError;
+use crate::source::{SourceError, TileSource};
+
+/// Alignment of the arena in bytes: a huge page, so that one can back it.
+const ARENA_ALIGN: usize = 2 << 20;
+
+/// Elements from which on a copy is split over threads.
+const PARALLEL_COPY: usize = 1 << 16;
+
+/// The CPU's arena.
+pub struct Cpu {
+    base: NonNull<u8>,
+    memory: Memory,
+}
+
+// SAFETY: the arena is plain memory, owned by this value alone.
+unsafe impl Send for Cpu {}
+
+impl Cpu {
+    /// Allocates an arena of exactly `bytes`.
+    ///
+    /// # Errors
+    /// [`ExecError::Arena`] if that much cannot be had.
+    pub fn new(bytes: u64) -> Result<Self, ExecError> {
+        let failed = || ExecError::Arena { bytes };
+        let size = usize::try_from(bytes).map_err(|_| failed())?.max(64);
+        let align = if size >= ARENA_ALIGN { ARENA_ALIGN } else { 64 };
+        let memory = Memory::from_size_align(size, align).map_err(|_| failed())?;
+        // SAFETY: the size is not zero.
+        let base = NonNull::new(unsafe { alloc_zeroed(memory) }).ok_or_else(failed)?;
+        Ok(Cpu { base, memory })
+    }
+
+    fn at<U>(&self, offset: u64, len: usize) -> *mut U {
+        let end = offset as usize + len * std::mem::size_of::<U>();
+        assert!(end <= self.memory.size(), "a buffer lies within the arena");
+        assert!((offset as usize).is_multiple_of(std::mem::align_of::<U>()), "buffers are aligned");
+        // SAFETY: in bounds as just checked.
+        unsafe { self.base.as_ptr().add(offset as usize).cast() }
+    }
+
+    fn input<'a, T: Real>(&self, place: &Place) -> In<'a, T> {
+        let base = self.at::<T>(place.offset, place.layout.len);
+        // SAFETY: in bounds; the verified plan has nobody write it meanwhile.
+        unsafe { In::from_raw(place.layout, base) }
+    }
+
+    fn output<'a, T: Real>(&self, place: &Place) -> Out<'a, T> {
+        let base = self.at::<T>(place.offset, place.layout.len);
+        // SAFETY: in bounds; the verified plan has nobody else use it meanwhile.
+        unsafe { Out::from_raw(place.layout, base) }
+    }
+
+    fn slice<'a, U>(&self, offset: u64, len: usize) -> &'a mut [U] {
+        // SAFETY: as in `output`; the memory is initialised since it was zeroed.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset, len), len) }
+    }
+
+    fn workspace<'a>(&self, launch: &Launch<'_>) -> &'a mut [u8] {
+        match launch.workspace {
+            Some((offset, bytes)) => self.slice(offset, bytes as usize),
+            None => &mut [],
+        }
+    }
+
+    fn state<'a, T: Real>(&self, partial: &Partial) -> State<'a, T> {
+        match *partial {
+            Partial::InPlace(place) => {
+                State::InPlace(self.slice(place.offset, place.layout.len))
+            }
+            Partial::F64 { offset, len } => State::F64(self.slice(offset, len)),
+        }
+    }
+
+    fn with_job<T: Real, R>(&self, launch: &Launch<'_>, run: impl FnOnce(&Job<'_, T>) -> R) -> R {
+        let inputs: Vec<In<'_, T>> = launch.inputs.iter().map(|p| self.input(p)).collect();
+        run(&Job {
+            op: launch.op,
+            region: Box4::lift(&launch.region),
+            inputs: &inputs,
+            step: launch.step,
+            seed: launch.seed,
+            plain: false,
+        })
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this very layout.
+        unsafe { dealloc(self.base.as_ptr(), self.memory) }
+    }
+}
+
+impl<T: Real> Backend<T> for Cpu {
+    fn compute(&mut self, launch: &Launch<'_>, out: &Place) {
+        let workspace = self.workspace(launch);
+        let mut out = self.output::<T>(out);
+        self.with_job(launch, |job| cpu::run(job, &mut out, workspace));
+    }
+
+    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) {
+        cpu::begin::<T>(op, &mut self.state(partial), out);
+    }
+
+    fn accumulate(&mut self, launch: &Launch<'_>, partial: &Partial, out: &Ty) {
+        let workspace = self.workspace(launch);
+        let mut state = self.state::<T>(partial);
+        self.with_job(launch, |job| cpu::accumulate(job, &mut state, out, workspace));
+    }
+
+    fn finish(&mut self, op: &Op, inputs: &[Ty], partial: &Partial, out: &Place) {
+        debug_assert!(
+            matches!(partial, Partial::InPlace(_))
+                == (op.reduction_state(&out.layout.ty::<T>()) == ReductionState::InPlace)
+        );
+        cpu::finish::<T>(op, inputs, &mut self.state(partial), &mut self.output(out));
+    }
+
+    fn slide(&mut self, from: &Place, to: &Place, keep: &Region) {
+        let keep = Box4::lift(keep);
+        let (old, new) = (self.input::<T>(from), self.output::<T>(to));
+        // Rows move towards the front in ascending order, so no row is
+        // overwritten before it has been read; channels do not touch each other.
+        let one = |c: usize| {
+            for n in keep.n() {
+                for d in keep.s(0) {
+                    for h in keep.s(1) {
+                        let src = old.row(n, c, d, h, keep.s(2)).as_ptr();
+                        // SAFETY: both rows are in bounds; they may overlap, so
+                        // the copy is a move; no slice of either is alive.
+                        unsafe {
+                            let dst = new.row_mut(n, c, d, h, keep.s(2)).as_mut_ptr();
+                            std::ptr::copy(src, dst, keep.s(2).len());
+                        }
+                    }
+                }
+            }
+        };
+        let channels = from.layout.dims[1];
+        // With several samples a channel's new rows may reach into another
+        // channel's old ones: samples lie outermost.
+        if keep.n().len() == 1 && keep.points() * channels >= PARALLEL_COPY {
+            (0..channels).into_par_iter().for_each(one);
+        } else {
+            (0..channels).for_each(one);
+        }
+    }
+
+    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) {
+        copy_box(host, region, &self.output(dst));
+    }
+
+    fn download(&mut self, src: &Place, region: &Region, host: &Out<'_, T>) {
+        copy_box(&self.input(src), region, host);
+    }
+
+    fn copy(&mut self, src: &Place, region: &Region, dst: &Place) {
+        copy_box::<T>(&self.input(src), region, &self.output(dst));
+    }
+
+    fn read_source(
+        &mut self,
+        source: &dyn TileSource<T>,
+        region: &Region,
+        dst: &Place,
+    ) -> Result<(), SourceError> {
+        source.read(region, &mut self.output(dst))
+    }
+
+    fn update(
+        &mut self,
+        rule: &UpdateRule,
+        lr: f64,
+        t: u64,
+        param: &Place,
+        grad: &Place,
+        slots: &[Place],
+    ) {
+        let whole = |p: &Place| self.slice::<T>(p.offset, p.layout.len);
+        let mut slots: Vec<&mut [T]> = slots.iter().map(whole).collect();
+        optim::update(rule, lr, t, whole(param), whole(grad), &mut slots);
+    }
+
+    fn write(&mut self, place: &Place, data: &[T]) {
+        self.slice(place.offset, place.layout.len).copy_from_slice(data);
+    }
+
+    fn read(&mut self, place: &Place) -> Vec<T> {
+        self.slice::<T>(place.offset, place.layout.len).to_vec()
+    }
+}
+
+/// Copies a region of all channels between two views of one map.
+fn copy_box<T: Real>(src: &In<'_, T>, region: &Region, dst: &Out<'_, T>) {
+    let region = Box4::lift(region);
+    let channels = src.dims()[1];
+    let plane = |(n, c): (usize, usize)| {
+        for d in region.s(0) {
+            for h in region.s(1) {
+                // SAFETY: every plane is copied by one task, every row once, and
+                // source and destination are different buffers.
+                let to = unsafe { dst.row_mut(n, c, d, h, region.s(2)) };
+                to.copy_from_slice(src.row(n, c, d, h, region.s(2)));
+            }
+        }
+    };
+    let planes: Vec<(usize, usize)> =
+        region.n().flat_map(|n| (0..channels).map(move |c| (n, c))).collect();
+    if region.points() * channels >= PARALLEL_COPY {
+        planes.into_par_iter().for_each(plane);
+    } else {
+        planes.into_iter().for_each(plane);
+    }
+}
+
+/// The layout of a whole host tensor.
+pub(crate) fn host_layout(ty: &Ty) -> Layout {
+    Layout::whole(ty)
+}

@@ -1,0 +1,432 @@
+//! The only loop: instruction after instruction, on any backend.
+//!
+//! The interpreter decides nothing. It looks up where the plan says a value
+//! lives, hands that to the backend, and counts: the highest arena byte
+//! touched, bytes over each link, host bytes held. While one instruction runs,
+//! image regions that the next ones fetch are announced to their sources.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+use sstep_autodiff::{Op, ReductionState, Region, Ty};
+use sstep_kernels::{In, Layout, Out, Real, UpdateRule};
+use sstep_planner::{At, BufferIx, Home, HostIx, Instr, ItemRole, NodeIx, Plan, Value};
+
+use crate::backend::{Backend, Launch, Partial, Place};
+use crate::cpu::host_layout;
+use crate::error::ExecError;
+use crate::source::TileSource;
+
+/// What a step really took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Highest arena byte touched.
+    pub peak_bytes: u64,
+    /// Most host bytes held.
+    pub host_peak_bytes: u64,
+    /// Bytes copied from host to device.
+    pub h2d_bytes: u64,
+    /// Bytes copied from device to host.
+    pub d2h_bytes: u64,
+    /// Bytes read from sources.
+    pub source_bytes: u64,
+    /// Kernel launches.
+    pub launches: u64,
+    /// Seconds of the step.
+    pub secs: f64,
+}
+
+/// How far a step is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Predicted seconds of what is done.
+    pub done_secs: f64,
+    /// Predicted seconds of the step.
+    pub total_secs: f64,
+    /// Stage being run.
+    pub stage: usize,
+    /// Number of stages.
+    pub n_stages: usize,
+}
+
+/// How to run a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepHow {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// Seed of counter-based randomness.
+    pub seed: u64,
+    /// Update rule and learning rate, if the plan updates parameters.
+    pub update: Option<(UpdateRule, f64)>,
+}
+
+/// Instructions that may wait between the generator and the loop: this far
+/// ahead images are announced.
+const LOOKAHEAD: usize = 48;
+
+/// A step being carried out.
+pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
+    pub plan: &'a Plan,
+    pub backend: &'a mut B,
+    pub sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
+    pub how: &'a StepHow,
+    pub host: Vec<Option<Vec<T>>>,
+    pub measured: Measured,
+    host_bytes: u64,
+    /// What each item's window holds, in the running stage.
+    present: Vec<Region>,
+    /// Position of each node in the running stage.
+    item_of: Vec<u32>,
+    stage: Option<u32>,
+}
+
+/// Marks a node that is not in the stage.
+const ABSENT: u32 = u32::MAX;
+
+impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
+    pub(crate) fn new(
+        plan: &'a Plan,
+        backend: &'a mut B,
+        sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
+        how: &'a StepHow,
+    ) -> Self {
+        Interpreter {
+            plan,
+            backend,
+            sources,
+            how,
+            host: (0..plan.host.len()).map(|_| None).collect(),
+            measured: Measured::default(),
+            host_bytes: 0,
+            present: Vec::new(),
+            item_of: vec![ABSENT; plan.program.nodes.len()],
+            stage: None,
+        }
+    }
+
+    /// Runs all instructions.
+    pub(crate) fn run(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), ExecError> {
+        let started = Instant::now();
+        let plan = self.plan;
+        let total_secs: f64 = plan.stages.iter().map(|s| s.cost.secs).sum();
+        let mut done_secs = 0.0;
+        for (index, stage) in plan.stages.iter().enumerate() {
+            let tell = |done_secs| Progress {
+                done_secs,
+                total_secs,
+                stage: index,
+                n_stages: plan.stages.len(),
+            };
+            progress(tell(done_secs));
+            // The last item of a stage runs once per tile: it marks progress.
+            let n_tiles = stage.n_tiles().max(1) as f64;
+            let mut tiles = 0.0;
+            let last = stage.items.len().saturating_sub(1) as u32;
+            self.stage(index, |instr| {
+                let at = match instr {
+                    Instr::Compute { at, .. } | Instr::Accumulate { at, .. } => at,
+                    _ => return,
+                };
+                if at.item == last {
+                    tiles += 1.0;
+                    progress(tell(done_secs + stage.cost.secs * (tiles / n_tiles).min(1.0)));
+                }
+            })?;
+            done_secs += stage.cost.secs;
+        }
+        for update in 0..plan.program.updates.len() {
+            self.step(Instr::Update { update: update as u32 })?;
+        }
+        self.measured.secs = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Runs one stage. Where it reads images, a second thread spells the
+    /// instructions out a little ahead and announces what they fetch.
+    fn stage(&mut self, index: usize, mut done: impl FnMut(Instr)) -> Result<(), ExecError> {
+        let plan = self.plan;
+        let stage = &plan.stages[index];
+        let reads = |i: &sstep_planner::StageItem| i.role == ItemRole::Supply(Home::Source);
+        if stage.n_tiles() <= 1 || !stage.items.iter().any(reads) {
+            let flow = plan.stage_instructions(index, &mut |instr| match self.step(instr) {
+                Ok(()) => {
+                    done(instr);
+                    ControlFlow::Continue(())
+                }
+                Err(e) => ControlFlow::Break(e),
+            });
+            return match flow {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(e) => Err(e),
+            };
+        }
+        let sources = self.sources;
+        std::thread::scope(|scope| {
+            let (send, receive) = sync_channel(LOOKAHEAD);
+            scope.spawn(move || {
+                let _ = plan.stage_instructions(index, &mut |instr| {
+                    if let Instr::Fetch { at, region, .. } = instr {
+                        let node = stage.items[at.item as usize].node;
+                        if let Some(source) = sources.get(&node) {
+                            source.prefetch(&region);
+                        }
+                    }
+                    // The receiver is gone once a step has failed.
+                    match send.send(instr) {
+                        Ok(()) => ControlFlow::Continue(()),
+                        Err(_) => ControlFlow::Break(()),
+                    }
+                });
+            });
+            for instr in receive {
+                self.step(instr)?;
+                done(instr);
+            }
+            Ok(())
+        })
+    }
+
+    fn step(&mut self, instr: Instr) -> Result<(), ExecError> {
+        match instr {
+            Instr::Begin { at } => {
+                let (node, partial) = self.partial(at)?;
+                let this = self.plan.program.node(node);
+                self.backend.begin(&this.op, &partial, &this.ty);
+            }
+            Instr::Slide { at, keep } => {
+                let from = self.item_place(at)?;
+                self.present[at.item as usize] = keep;
+                let to = self.item_place(at)?;
+                self.backend.slide(&from, &to, &keep);
+            }
+            Instr::Fetch { at, region, present } => self.fetch(at, region, present)?,
+            Instr::Compute { at, region, present } => {
+                self.enter(at.stage);
+                let node = self.node(at);
+                let inputs = self.inputs(node)?;
+                self.present[at.item as usize] = present;
+                let out = self.item_place(at)?;
+                let launch = self.launch(node, region, &inputs);
+                self.backend.compute(&launch, &out);
+                self.measured.launches += 1;
+            }
+            Instr::Store { at, region, home } => {
+                let src = self.item_place(at)?;
+                let node = self.node(at);
+                match home {
+                    Home::Device(b) => {
+                        let dst = self.whole(b, node);
+                        self.backend.copy(&src, &region, &dst);
+                    }
+                    Home::Host(h) => self.offload(h, node, &src, &region)?,
+                    Home::Source => return Err(inconsistent("a source is written")),
+                }
+            }
+            Instr::Accumulate { at, region } => {
+                let (node, partial) = self.partial(at)?;
+                let inputs = self.inputs(node)?;
+                let launch = self.launch(node, region, &inputs);
+                let ty = self.plan.program.node(node).ty;
+                self.backend.accumulate(&launch, &partial, &ty);
+                self.measured.launches += 1;
+            }
+            Instr::Finish { at } => {
+                let (node, partial) = self.partial(at)?;
+                let out = self.flat(node)?;
+                let tys = self.plan.program.input_tys(node);
+                self.backend.finish(&self.plan.program.node(node).op, &tys, &partial, &out);
+            }
+            Instr::Flat { at } => {
+                self.enter(at.stage);
+                let node = self.node(at);
+                let inputs = self.inputs(node)?;
+                let out = self.flat(node)?;
+                let launch = self.launch(node, Region::new(&[]), &inputs);
+                self.backend.compute(&launch, &out);
+                self.measured.launches += 1;
+            }
+            Instr::Release { tensor } => {
+                if self.host[tensor.0 as usize].take().is_some() {
+                    self.host_bytes -= self.plan.host[tensor.0 as usize].bytes;
+                }
+            }
+            Instr::Update { update } => self.update(update as usize)?,
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, at: At, region: Region, present: Region) -> Result<(), ExecError> {
+        self.enter(at.stage);
+        let node = self.node(at);
+        self.present[at.item as usize] = present;
+        let dst = self.item_place(at)?;
+        let ty = self.plan.program.node(node).ty;
+        let bytes = region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64;
+        match self.item(at).role {
+            ItemRole::Supply(Home::Source) => {
+                let source = self.sources.get(&node);
+                let source = source.ok_or_else(|| inconsistent("a source is missing"))?;
+                self.backend.read_source(source.as_ref(), &region, &dst).map_err(|source| {
+                    ExecError::Source { name: self.plan.program.node(node).name.clone(), source }
+                })?;
+                self.measured.source_bytes += bytes;
+            }
+            ItemRole::Supply(Home::Host(h)) => {
+                let data = self.host[h.0 as usize].as_deref();
+                let data = data.ok_or_else(|| inconsistent("a host tensor is not there"))?;
+                let host = In::new(host_layout(&ty), data);
+                self.backend.upload(&host, &region, &dst);
+                self.measured.h2d_bytes += bytes;
+            }
+            _ => return Err(inconsistent("something is fetched from nowhere")),
+        }
+        Ok(())
+    }
+
+    fn offload(
+        &mut self,
+        h: HostIx,
+        node: NodeIx,
+        src: &Place,
+        region: &Region,
+    ) -> Result<(), ExecError> {
+        let ty = self.plan.program.node(node).ty;
+        let slot = &mut self.host[h.0 as usize];
+        if slot.is_none() {
+            *slot = Some(vec![T::ZERO; ty.shape.elems()]);
+            self.host_bytes += self.plan.host[h.0 as usize].bytes;
+            self.measured.host_peak_bytes = self.measured.host_peak_bytes.max(self.host_bytes);
+        }
+        if let Some(data) = slot {
+            let host = Out::new(host_layout(&ty), data);
+            self.backend.download(src, region, &host);
+        }
+        self.measured.d2h_bytes +=
+            region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64;
+        Ok(())
+    }
+
+    fn update(&mut self, index: usize) -> Result<(), ExecError> {
+        let update = self.plan.program.updates[index];
+        let (rule, lr) = self.how.update.ok_or(ExecError::NoRule)?;
+        let (param, grad) = (self.flat(update.param)?, self.flat(update.grad)?);
+        let slots: Vec<Place> =
+            self.plan.states[index].iter().map(|&b| self.whole(b, update.param)).collect();
+        self.backend.update(&rule, lr, self.how.step + 1, &param, &grad, &slots);
+        Ok(())
+    }
+
+    /// Forgets the last stage's windows on entering a new one.
+    fn enter(&mut self, stage: u32) {
+        if self.stage == Some(stage) {
+            return;
+        }
+        self.stage = Some(stage);
+        self.item_of.fill(ABSENT);
+        let items = &self.plan.stages[stage as usize].items;
+        self.present.clear();
+        self.present.resize(items.len(), Region::new(&[]));
+        for (i, item) in items.iter().enumerate() {
+            self.item_of[item.node.ix()] = i as u32;
+        }
+    }
+
+    fn item(&self, at: At) -> &'a sstep_planner::StageItem {
+        &self.plan.stages[at.stage as usize].items[at.item as usize]
+    }
+
+    fn node(&self, at: At) -> NodeIx {
+        self.item(at).node
+    }
+
+    fn launch<'b>(&self, node: NodeIx, region: Region, inputs: &'b [Place]) -> Launch<'b>
+    where
+        'a: 'b,
+    {
+        let buffer = self.plan.workspace.map(|b| self.plan.buffer(b));
+        Launch {
+            op: &self.plan.program.node(node).op,
+            region,
+            inputs,
+            step: self.how.step,
+            seed: self.how.seed,
+            workspace: buffer.map(|b| (b.offset, b.bytes)),
+        }
+    }
+
+    fn place(&mut self, b: BufferIx, layout: Layout) -> Place {
+        let buffer = self.plan.buffer(b);
+        let end = buffer.offset + buffer.bytes;
+        self.measured.peak_bytes = self.measured.peak_bytes.max(end);
+        Place { offset: buffer.offset, layout }
+    }
+
+    fn whole(&mut self, b: BufferIx, node: NodeIx) -> Place {
+        let layout = Layout::whole(&self.plan.program.node(node).ty);
+        self.place(b, layout)
+    }
+
+    fn flat(&mut self, node: NodeIx) -> Result<Place, ExecError> {
+        let home = self.plan.flat_home[node.ix()];
+        let b = home.ok_or_else(|| inconsistent("a flat tensor has no buffer"))?;
+        Ok(self.whole(b, node))
+    }
+
+    /// Where an item's value is, as the running stage sees it.
+    fn item_place(&mut self, at: At) -> Result<Place, ExecError> {
+        self.enter(at.stage);
+        let item = self.item(at);
+        match item.value {
+            Value::Window { buffer, capacity } => {
+                let ty: Ty = self.plan.program.node(item.node).ty;
+                let present = self.present[at.item as usize];
+                let layout = Layout::window(&ty, &capacity[..ty.n_axes()], &present);
+                Ok(self.place(buffer, layout))
+            }
+            Value::Whole(b) => Ok(self.whole(b, item.node)),
+            Value::Flat(_) => self.flat(item.node),
+        }
+    }
+
+    fn inputs(&mut self, node: NodeIx) -> Result<Vec<Place>, ExecError> {
+        let plan = self.plan;
+        let stage = self.stage.ok_or_else(|| inconsistent("no stage runs"))?;
+        let one = |&input: &NodeIx| {
+            if !plan.program.node(input).ty.is_map() {
+                return self.flat(input);
+            }
+            match self.item_of[input.ix()] {
+                ABSENT => Err(inconsistent("a stage reads a map that it does not have")),
+                item => self.item_place(At { stage, item }),
+            }
+        };
+        plan.program.node(node).inputs.iter().map(one).collect()
+    }
+
+    fn partial(&mut self, at: At) -> Result<(NodeIx, Partial), ExecError> {
+        self.enter(at.stage);
+        let item = self.item(at);
+        let node = self.plan.program.node(item.node);
+        let partial = match (item.accumulator, node.op.reduction_state(&node.ty)) {
+            (Some(b), ReductionState::F64(len)) => {
+                let place = self.place(b, Layout::whole(&node.ty));
+                Partial::F64 { offset: place.offset, len }
+            }
+            (None, ReductionState::InPlace) => Partial::InPlace(self.flat(item.node)?),
+            _ => return Err(inconsistent("a reduction has the wrong accumulator")),
+        };
+        Ok((item.node, partial))
+    }
+}
+
+/// Whether a leaf is given by the caller at every step.
+pub(crate) fn is_fed(op: &Op) -> bool {
+    matches!(op, Op::Input { .. })
+}
+
+pub(crate) fn inconsistent(reason: &str) -> ExecError {
+    ExecError::Plan { reason: reason.to_owned() }
+}
