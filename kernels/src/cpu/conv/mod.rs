@@ -28,6 +28,8 @@ mod tests;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
+#[cfg(target_arch = "x86_64")]
+mod wgrad;
 
 #[cfg(target_arch = "x86_64")]
 use std::any::TypeId;
@@ -127,7 +129,14 @@ pub(crate) fn weight_grad<T: Real>(a: &ConvAttrs, job: &Job<T>, w: &mut [T], ws:
         return;
     }
     let geom = Geom::new(a, job.inputs[1].layout().shape.rank() - 2);
-    let _ = ws;
+    #[cfg(target_arch = "x86_64")]
+    if fast(job) {
+        // SAFETY: `fast` found that `T` is `f32`.
+        let (job, w) = unsafe { (same(job), same_mut(w)) };
+        if wgrad::weight_grad(&geom, job, w, tasks::floats(ws)) {
+            return;
+        }
+    }
     plain::weight_grad(&geom, job, w);
 }
 
@@ -147,6 +156,16 @@ fn check<T: Real>(job: &Job<T>, out: &Out<T>) {
 #[cfg(target_arch = "x86_64")]
 fn fast<T: Real>(job: &Job<T>) -> bool {
     TypeId::of::<T>() == TypeId::of::<f32>() && !job.plain && plain::has_fma()
+}
+
+/// A slice as the type that it is.
+///
+/// # Safety
+/// `A` and `B` are the same type.
+#[cfg(target_arch = "x86_64")]
+unsafe fn same_mut<A, B>(values: &mut [A]) -> &mut [B] {
+    // SAFETY: the borrow of the same elements, passed on.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
 
 /// A value as the type that it is.

@@ -16,12 +16,14 @@ const SERIAL_MACS: usize = 1 << 17;
 /// Bytes of a cache line; scratch is aligned to it.
 const LINE: usize = 64;
 
-/// The aligned middle of a byte workspace, as zeroed-or-stale floats.
+/// The aligned middle of a byte workspace, as stale floats. How many depends
+/// on the length alone, not on where it lies: blocks are cut by it, and a
+/// weight gradient's bits depend on the blocks.
 pub(super) fn floats(ws: &mut [u8]) -> &mut [f32] {
-    let skip = ws.as_ptr().align_offset(LINE).min(ws.len());
-    let ws = &mut ws[skip..];
+    let usable = ws.len().saturating_sub(LINE - 1) / LINE * LINE;
+    let skip = ws.as_ptr().align_offset(LINE).min(ws.len() - usable);
     // SAFETY: any bytes are a valid `f32`; the start is aligned to a line.
-    let (_, floats, _) = unsafe { ws.align_to_mut::<f32>() };
+    let (_, floats, _) = unsafe { ws[skip..skip + usable].align_to_mut::<f32>() };
     floats
 }
 

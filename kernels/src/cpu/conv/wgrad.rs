@@ -1,0 +1,460 @@
+//! Weight gradient in `f32`: many long dot products at once.
+//!
+//! A weight's gradient is the dot product of one channel of `ȳ` with one
+//! shifted channel of `x`. In the packed panel of a block the shift is an
+//! offset, so four channels of `ȳ` by three (channel, tap) columns are twelve
+//! accumulators that stay in registers while the rows of the block stream by.
+//!
+//! **Accuracy.** A register lane sums a block, at most a few hundred products;
+//! the blocks are added up in doubles where the scratch has room for them, and
+//! reach `w` as one addition per call. Tasks own ranges of weights and walk the
+//! positions in one order, so timing does not touch the bits.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::blocks::{self, Blocks};
+use super::direct::{axis, tap_offsets};
+use super::panel::{self, Extents, LANES};
+use super::plain::DisjointMut;
+use super::{Geom, tasks};
+use crate::Job;
+use crate::view::In;
+
+/// Most channels of `x` or `ȳ` in one task, so that both panels fit the cache.
+const PART: usize = 64;
+
+/// Columns of a tile of so many channels of `ȳ`: accumulators, as many columns
+/// and one vector of `ȳ` fit the sixteen registers.
+const COLUMNS: [usize; 5] = [0, 7, 5, 3, 3];
+
+/// Computes the job if there is scratch for it; tells whether it did.
+pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut [f32]) -> bool {
+    let (x, y) = (&job.inputs[0], &job.inputs[1]);
+    let in_group = x.dims()[1] / g.groups;
+    let out_group = y.dims()[1] / g.groups;
+    let region = &job.region;
+    let macs = w.len() * region.points();
+    let wanted = tasks::n_workers(usize::MAX, macs);
+    let (outs, ins) = parts(g, in_group, out_group, wanted);
+    let n_outs = out_group.div_ceil(outs);
+    let n_ins = in_group.div_ceil(ins);
+    let n_tasks = g.groups * n_outs * n_ins;
+    let workers = wanted.min(n_tasks);
+
+    // Sums in doubles, if they leave half of the scratch.
+    let doubles = Some(2 * w.len()).filter(|&n| n <= scratch.len() / 2);
+    let (sums, scratch) = scratch.split_at_mut(doubles.unwrap_or(0));
+    // SAFETY: any bytes are a valid `f64`; scratch begins at a cache line.
+    let (before, sums, _) = unsafe { sums.align_to_mut::<f64>() };
+    assert!(before.is_empty(), "scratch is aligned");
+    sums.fill(0.0);
+
+    let to_cut = blocks::Job {
+        extent: [0, 1, 2].map(|s| region.s(s).len()),
+        channels: ins,
+        macs: outs * g.taps(),
+        outputs: 0,
+        extra: outs,
+        taps: 1,
+        sets: usize::MAX / (1 << 32),
+        workers: 1,
+        budget: tasks::share(scratch.len(), workers),
+    };
+    let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
+        return false;
+    };
+    let n_sums = sums.len();
+    let layer = Layer {
+        g,
+        job,
+        cut,
+        w: DisjointMut {
+            base: w.as_mut_ptr(),
+            len: w.len(),
+        },
+        sums: (n_sums > 0).then(|| DisjointMut {
+            base: sums.as_mut_ptr(),
+            len: n_sums,
+        }),
+    };
+    tasks::run(n_tasks, workers, scratch, |index, scratch| {
+        let (index, c) = (index / n_ins, index % n_ins * ins);
+        let (group, k) = (index / n_outs, index % n_outs * outs);
+        let part = Part {
+            group,
+            k: k..(k + outs).min(out_group),
+            c: c..(c + ins).min(in_group),
+            out_group,
+            in_group,
+        };
+        // SAFETY: the caller checked the machine; parts do not overlap.
+        unsafe { compute(&layer, &part, scratch) };
+    });
+    true
+}
+
+/// Channels of `ȳ` and of `x` per task: enough tasks for the threads, and as
+/// little packing of the same channels by several tasks as possible.
+fn parts(g: &Geom, in_group: usize, out_group: usize, workers: usize) -> (usize, usize) {
+    let wanted = workers.div_ceil(g.groups);
+    let cuts = |channels: usize, step: usize| {
+        (channels.div_ceil(PART)..=channels.div_ceil(step).max(channels.div_ceil(PART)))
+            .map(move |n| channels.div_ceil(n).next_multiple_of(step).min(channels))
+    };
+    let best = cuts(out_group, 4)
+        .flat_map(|k| cuts(in_group, 1).map(move |c| (k, c)))
+        .map(|(k, c)| {
+            let tasks = out_group.div_ceil(k) * in_group.div_ceil(c);
+            // Work of the busiest thread in multiply-adds, and copies at ten each.
+            let rounds = (tasks * g.groups).div_ceil(workers);
+            let work = rounds * (k * c * g.taps() + 10 * (k + 2 * c));
+            (tasks < wanted, work, (k, c))
+        })
+        .min();
+    best.expect("at least one cut was tried").2
+}
+
+struct Layer<'a> {
+    g: &'a Geom,
+    job: &'a Job<'a, f32>,
+    cut: Blocks,
+    w: DisjointMut<f32>,
+    sums: Option<DisjointMut<f64>>,
+}
+
+/// The weights of one task.
+struct Part {
+    group: usize,
+    /// Output channels, within the group.
+    k: Range<usize>,
+    /// Input channels, within the group.
+    c: Range<usize>,
+    out_group: usize,
+    in_group: usize,
+}
+
+impl Part {
+    /// Where the weights of output channel `k` of this part lie in `w`.
+    fn at(&self, k: usize, taps: usize) -> usize {
+        ((self.group * self.out_group + k) * self.in_group + self.c.start) * taps
+    }
+}
+
+/// # Safety
+/// The machine has AVX2 and FMA; no other task has weights of this part.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn compute(layer: &Layer, part: &Part, scratch: &mut [f32]) {
+    let Layer { g, job, cut, .. } = layer;
+    let (x, y) = (&job.inputs[0], &job.inputs[1]);
+    let columns = part.c.len() * g.taps();
+    for n in job.region.n() {
+        for block in 0..cut.n_blocks() {
+            let (lo, size) = cut.block(&job.region, block);
+            let axes = [0, 1, 2].map(|s| axis(g, s, lo[s], size[s]));
+            let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
+            let taps = tap_offsets(g, lo, &axes, &extents);
+            let x_from = part.group * part.in_group + part.c.start;
+            let (x_panel, rest) = scratch.split_at_mut(extents.floats(part.c.len()));
+            panel::fill(
+                x_panel,
+                &extents,
+                &axes,
+                x,
+                n,
+                x_from..x_from + part.c.len(),
+            );
+            let y_from = part.group * part.out_group + part.k.start;
+            let row = size[2].next_multiple_of(LANES);
+            let y_panel = &mut rest[..part.k.len() * size[0] * size[1] * row];
+            fill_rows(y_panel, y, n, y_from..y_from + part.k.len(), lo, size);
+            let streams = Streams {
+                x: x_panel,
+                x_channel: extents.channel,
+                taps: &taps,
+                y: y_panel,
+                y_channel: size[0] * size[1] * row,
+                rows: &rows(size, &extents),
+                vectors: row / LANES,
+            };
+            for k in (0..part.k.len()).step_by(4) {
+                let n_out = (part.k.len() - k).min(4);
+                // SAFETY: this task alone has these weights.
+                let add = |i: usize, column: usize, dots: &[f32]| unsafe {
+                    let at = part.at(part.k.start + k + i, g.taps()) + column;
+                    match &layer.sums {
+                        Some(sums) => {
+                            let to = sums.part(at, dots.len());
+                            to.iter_mut()
+                                .zip(dots)
+                                .for_each(|(s, &d)| *s += f64::from(d));
+                        }
+                        None => {
+                            let to = layer.w.part(at, dots.len());
+                            to.iter_mut().zip(dots).for_each(|(w, &d)| *w += d);
+                        }
+                    }
+                };
+                streams.correlate(k, n_out, columns, add);
+            }
+        }
+    }
+    if let Some(sums) = &layer.sums {
+        for k in part.k.clone() {
+            let at = part.at(k, g.taps());
+            // SAFETY: this task alone has these weights.
+            let (w, sums) = unsafe { (layer.w.part(at, columns), sums.part(at, columns)) };
+            w.iter_mut()
+                .zip(sums)
+                .for_each(|(w, sum)| *w += *sum as f32);
+        }
+    }
+}
+
+/// Copies rows of `ȳ`, each filled up with zeros to whole vectors.
+#[inline(always)]
+fn fill_rows(
+    to: &mut [f32],
+    y: &In<f32>,
+    n: usize,
+    channels: Range<usize>,
+    lo: [usize; 3],
+    size: [usize; 3],
+) {
+    let mut rows = to.chunks_exact_mut(size[2].next_multiple_of(LANES));
+    for k in channels {
+        for d in lo[0]..lo[0] + size[0] {
+            for h in lo[1]..lo[1] + size[1] {
+                let row = rows.next().expect("the panel holds the rows");
+                row[..size[2]].copy_from_slice(y.row(n, k, d, h, lo[2]..lo[2] + size[2]));
+                row[size[2]..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// Offsets in the panel of `x` of the rows of a block.
+fn rows(size: [usize; 3], extents: &Extents) -> Vec<usize> {
+    let rows = (0..size[0]).flat_map(|d| (0..size[1]).map(move |h| [d, h, 0]));
+    rows.map(|at| extents.at(at)).collect()
+}
+
+/// A block's operands.
+struct Streams<'a> {
+    x: &'a [f32],
+    x_channel: usize,
+    /// Offsets of the taps.
+    taps: &'a [usize],
+    y: &'a [f32],
+    y_channel: usize,
+    /// Offset of each row in a channel of `x`; those of `ȳ` lie side by side.
+    rows: &'a [usize],
+    /// Vectors per row.
+    vectors: usize,
+}
+
+impl Streams<'_> {
+    /// Correlates `n_out ≤ 4` channels of `ȳ` from `k` on with all `columns`
+    /// (channel, tap); calls `add(i, column, dots)` for neighbouring columns.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn correlate(
+        &self,
+        k: usize,
+        n_out: usize,
+        columns: usize,
+        mut add: impl FnMut(usize, usize, &[f32]),
+    ) {
+        // The kernels do not check bounds, so this is checked for all at once.
+        let n_taps = self.taps.len();
+        let tap = self.taps.iter().max().copied().unwrap_or(0);
+        let row = self.rows.iter().max().copied().unwrap_or(0);
+        let x_end =
+            (columns.div_ceil(n_taps) - 1) * self.x_channel + tap + row + self.vectors * LANES;
+        assert!(x_end <= self.x.len(), "dot products read within the panel");
+        let y_end = (k + n_out) * self.y_channel;
+        assert!(y_end <= self.y.len(), "dot products read within the rows");
+        assert!(self.rows.len() * self.vectors * LANES <= self.y_channel);
+        let at = |column: usize| column / n_taps * self.x_channel + self.taps[column % n_taps];
+        let mut column = 0;
+        while column < columns {
+            let n = COLUMNS[n_out].min(columns - column);
+            // SAFETY: bounds as checked above.
+            unsafe {
+                macro_rules! tile {
+                    ($k:literal, $q:literal) => {{
+                        let mut from = [0; $q];
+                        for (i, from) in from.iter_mut().enumerate() {
+                            *from = at(column + i);
+                        }
+                        let dots = self.dots::<$k, $q>(k, from);
+                        for (i, dots) in dots.iter().enumerate() {
+                            add(i, column, dots);
+                        }
+                    }};
+                }
+                match (n_out, n) {
+                    (1, 1) => tile!(1, 1),
+                    (1, 2) => tile!(1, 2),
+                    (1, 3) => tile!(1, 3),
+                    (1, 4) => tile!(1, 4),
+                    (1, 5) => tile!(1, 5),
+                    (1, 6) => tile!(1, 6),
+                    (1, _) => tile!(1, 7),
+                    (2, 1) => tile!(2, 1),
+                    (2, 2) => tile!(2, 2),
+                    (2, 3) => tile!(2, 3),
+                    (2, 4) => tile!(2, 4),
+                    (2, _) => tile!(2, 5),
+                    (3, 1) => tile!(3, 1),
+                    (3, 2) => tile!(3, 2),
+                    (3, _) => tile!(3, 3),
+                    (_, 1) => tile!(4, 1),
+                    (_, 2) => tile!(4, 2),
+                    (_, _) => tile!(4, 3),
+                }
+            }
+            column += n;
+        }
+    }
+
+    /// Dot products of channels `k..k + K` of `ȳ` with the columns at `from`.
+    ///
+    /// # Safety
+    /// The machine has AVX2 and FMA; all rows lie within the panels.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn dots<const K: usize, const Q: usize>(
+        &self,
+        k: usize,
+        from: [usize; Q],
+    ) -> [[f32; Q]; K] {
+        let mut acc = [[_mm256_setzero_ps(); Q]; K];
+        let mut y = self.y.as_ptr().wrapping_add(k * self.y_channel);
+        for &row in self.rows {
+            let mut x = [self.x.as_ptr(); Q];
+            for (x, from) in x.iter_mut().zip(from) {
+                *x = x.wrapping_add(from + row);
+            }
+            for v in 0..self.vectors {
+                // SAFETY: as promised to this function.
+                unsafe {
+                    if K == 4 && Q == 3 {
+                        step_4_by_3(&mut acc, &x, v * LANES, y, self.y_channel);
+                    } else {
+                        step(&mut acc, &x, v * LANES, y, self.y_channel);
+                    }
+                }
+                y = y.wrapping_add(LANES);
+            }
+        }
+        let mut dots = [[0.0; Q]; K];
+        for (dots, acc) in dots.iter_mut().zip(&acc) {
+            for (dot, &acc) in dots.iter_mut().zip(acc) {
+                *dot = sum(acc);
+            }
+        }
+        dots
+    }
+}
+
+/// Sum of the lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn sum(v: __m256) -> f32 {
+    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+}
+
+/// Eight positions: `acc[k][i] += x[i][at…] · y[k·y_channel…]`.
+///
+/// # Safety
+/// The eight floats from each of the addresses are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn step<const K: usize, const Q: usize>(
+    acc: &mut [[__m256; Q]; K],
+    x: &[*const f32; Q],
+    at: usize,
+    y: *const f32,
+    y_channel: usize,
+) {
+    let mut v = [_mm256_setzero_ps(); Q];
+    // SAFETY: as promised to this function.
+    unsafe {
+        for (v, x) in v.iter_mut().zip(x) {
+            *v = _mm256_loadu_ps(x.add(at));
+        }
+        for (k, acc) in acc.iter_mut().enumerate() {
+            let y = _mm256_loadu_ps(y.add(k * y_channel));
+            for (acc, &v) in acc.iter_mut().zip(&v) {
+                *acc = _mm256_fmadd_ps(v, y, *acc);
+            }
+        }
+    }
+}
+
+/// [`step`] for the full tile, which takes exactly all sixteen registers: the
+/// compiler's scheduler would overlap two vectors of `ȳ` and spill, so the order of
+/// instructions is given.
+///
+/// # Safety
+/// As [`step`], and `K = 4`, `Q = 3`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn step_4_by_3<const K: usize, const Q: usize>(
+    acc: &mut [[__m256; Q]; K],
+    x: &[*const f32; Q],
+    at: usize,
+    y: *const f32,
+    y_channel: usize,
+) {
+    // SAFETY: reads what `step` reads; touches nothing else.
+    unsafe {
+        std::arch::asm!(
+            "vmovups {x0}, [{p0} + {at} * 4]",
+            "vmovups {x1}, [{p1} + {at} * 4]",
+            "vmovups {x2}, [{p2} + {at} * 4]",
+            "vmovups {w}, [{q}]",
+            "vfmadd231ps {a0}, {x0}, {w}",
+            "vfmadd231ps {a1}, {x1}, {w}",
+            "vfmadd231ps {a2}, {x2}, {w}",
+            "vmovups {w}, [{q} + {o} * 4]",
+            "vfmadd231ps {b0}, {x0}, {w}",
+            "vfmadd231ps {b1}, {x1}, {w}",
+            "vfmadd231ps {b2}, {x2}, {w}",
+            "vmovups {w}, [{q} + {o} * 8]",
+            "vfmadd231ps {c0}, {x0}, {w}",
+            "vfmadd231ps {c1}, {x1}, {w}",
+            "vfmadd231ps {c2}, {x2}, {w}",
+            "vmovups {w}, [{q3} + {o} * 4]",
+            "vfmadd231ps {d0}, {x0}, {w}",
+            "vfmadd231ps {d1}, {x1}, {w}",
+            "vfmadd231ps {d2}, {x2}, {w}",
+            p0 = in(reg) x[0],
+            p1 = in(reg) x[1],
+            p2 = in(reg) x[2],
+            at = in(reg) at,
+            q = in(reg) y,
+            q3 = in(reg) y.wrapping_add(2 * y_channel),
+            o = in(reg) y_channel,
+            x0 = out(ymm_reg) _,
+            x1 = out(ymm_reg) _,
+            x2 = out(ymm_reg) _,
+            w = out(ymm_reg) _,
+            a0 = inout(ymm_reg) acc[0][0],
+            a1 = inout(ymm_reg) acc[0][1],
+            a2 = inout(ymm_reg) acc[0][2],
+            b0 = inout(ymm_reg) acc[1][0],
+            b1 = inout(ymm_reg) acc[1][1],
+            b2 = inout(ymm_reg) acc[1][2],
+            c0 = inout(ymm_reg) acc[2][0],
+            c1 = inout(ymm_reg) acc[2][1],
+            c2 = inout(ymm_reg) acc[2][2],
+            d0 = inout(ymm_reg) acc[3][0],
+            d1 = inout(ymm_reg) acc[3][1],
+            d2 = inout(ymm_reg) acc[3][2],
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+}
