@@ -20,10 +20,10 @@ mod reduce;
 mod structure;
 mod upsample;
 
-use sstep_autodiff::{Op, ReductionState, Ty};
+use sstep_autodiff::{ConvAttrs, NormAttrs, NormKind, Op, ReductionState, Ty};
 
 use crate::real::Real;
-use crate::view::{Layout, Out};
+use crate::view::Out;
 use crate::{Job, State};
 
 /// Computes `job.region` of a map op's output, or all of a flat op's.
@@ -99,11 +99,101 @@ pub fn run<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8]
     }
 }
 
+/// The ops that accumulate over tiles.
+enum Reduction<'o> {
+    ConvWeightGrad(&'o ConvAttrs),
+    Sum { keep_batch: bool },
+    GlobalMax,
+    Lse,
+    Moments(&'o NormKind),
+    NormSums(&'o NormAttrs),
+    CrossEntropy,
+    Bce,
+    Mse,
+    DiceSums,
+}
+
+impl<'o> Reduction<'o> {
+    /// # Panics
+    /// If `op` is not one.
+    fn of(op: &'o Op) -> Self {
+        match op {
+            Op::ConvWeightGrad(a) => Reduction::ConvWeightGrad(a),
+            Op::SumMap { keep_batch } => Reduction::Sum {
+                keep_batch: *keep_batch,
+            },
+            Op::GlobalMax => Reduction::GlobalMax,
+            Op::SpatialLse => Reduction::Lse,
+            Op::Moments(kind) => Reduction::Moments(kind),
+            Op::NormSums(a) => Reduction::NormSums(a),
+            Op::CrossEntropy => Reduction::CrossEntropy,
+            Op::Bce => Reduction::Bce,
+            Op::Mse => Reduction::Mse,
+            Op::DiceSums => Reduction::DiceSums,
+            Op::Input { .. }
+            | Op::Param { .. }
+            | Op::Constant { .. }
+            | Op::Conv(_)
+            | Op::ConvTranspose(_)
+            | Op::MaxPool(_)
+            | Op::MaxPoolGrad(_)
+            | Op::AvgPool(_)
+            | Op::AvgPoolGrad { .. }
+            | Op::Upsample(_)
+            | Op::UpsampleGrad(_)
+            | Op::Unary(_)
+            | Op::UnaryGrad { .. }
+            | Op::Add
+            | Op::Mul
+            | Op::Scale { .. }
+            | Op::Dropout { .. }
+            | Op::Softmax
+            | Op::SoftmaxGrad
+            | Op::ChannelSum
+            | Op::Concat
+            | Op::Slice(_)
+            | Op::Pad(_)
+            | Op::Broadcast { .. }
+            | Op::GlobalMaxGrad { .. }
+            | Op::PackMoments
+            | Op::Normalise(_)
+            | Op::NormGrad(_)
+            | Op::NormParamGrad(_)
+            | Op::Linear
+            | Op::LinearInputGrad
+            | Op::LinearWeightGrad
+            | Op::CrossEntropyGrad
+            | Op::BceGrad
+            | Op::MseGrad
+            | Op::DiceSumsGrad
+            | Op::DiceLoss { .. }
+            | Op::DiceLossGrad { .. } => panic!("{op:?} is not a reduction"),
+        }
+    }
+
+    /// Which input's regions it is accumulated over.
+    fn domain(&self) -> usize {
+        match self {
+            Reduction::ConvWeightGrad(_) => 1,
+            Reduction::NormSums(_) => 2,
+            Reduction::Sum { .. }
+            | Reduction::GlobalMax
+            | Reduction::Lse
+            | Reduction::Moments(_)
+            | Reduction::CrossEntropy
+            | Reduction::Bce
+            | Reduction::Mse
+            | Reduction::DiceSums => 0,
+        }
+    }
+}
+
 /// All three steps of a reduction at once, over the whole domain.
 fn run_reduction<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8]) {
     let out_ty = out.layout().ty::<T>();
+    let domain = job.inputs[Reduction::of(job.op).domain()].layout();
     let job = Job {
-        region: domain(job).everything(),
+        region: domain.everything(),
         ..*job
     };
     match job.op.reduction_state(&out_ty) {
@@ -123,25 +213,26 @@ fn run_reduction<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mu
     }
 }
 
-/// Layout of the input over whose region a reduction is accumulated.
-fn domain<'j, T: Real>(job: &'j Job<'_, T>) -> &'j Layout {
-    let input = match job.op {
-        Op::ConvWeightGrad(_) => 1,
-        Op::NormSums(_) => 2,
-        _ => 0,
-    };
-    job.inputs[input].layout()
-}
-
 /// Starts a reduction whose output has type `out_ty`.
+///
+/// # Panics
+/// If the op is not a reduction.
 pub fn begin<T: Real>(op: &Op, state: &mut State<'_, T>, _out_ty: &Ty) {
-    match state {
-        State::InPlace(sums) => sums.fill(T::ZERO),
-        State::F64(doubles) => match op {
-            Op::GlobalMax => reduce::global_max_begin(doubles),
-            Op::SpatialLse => reduce::lse_begin(doubles),
-            _ => doubles.fill(0.0),
-        },
+    match (Reduction::of(op), state) {
+        (_, State::InPlace(sums)) => sums.fill(T::ZERO),
+        (Reduction::GlobalMax, State::F64(s)) => reduce::global_max_begin(s),
+        (Reduction::Lse, State::F64(s)) => reduce::lse_begin(s),
+        (
+            Reduction::ConvWeightGrad(_)
+            | Reduction::Sum { .. }
+            | Reduction::Moments(_)
+            | Reduction::NormSums(_)
+            | Reduction::CrossEntropy
+            | Reduction::Bce
+            | Reduction::Mse
+            | Reduction::DiceSums,
+            State::F64(s),
+        ) => s.fill(0.0),
     }
 }
 
@@ -158,38 +249,50 @@ pub fn accumulate<T: Real>(
     workspace: &mut [u8],
 ) {
     let inputs = job.inputs;
-    let region = &parts::region(&job.region, domain(job));
-    match (job.op, state) {
-        (Op::ConvWeightGrad(a), State::InPlace(w)) => conv::weight_grad(a, job, w, workspace),
-        (Op::SumMap { keep_batch }, State::F64(s)) => {
-            reduce::sum(&inputs[0], region, *keep_batch, s);
+    let reduction = Reduction::of(job.op);
+    let region = &parts::region(&job.region, inputs[reduction.domain()].layout());
+    let s = match (&reduction, state) {
+        (Reduction::ConvWeightGrad(a), State::InPlace(w)) => {
+            return conv::weight_grad(a, job, w, workspace);
         }
-        (Op::GlobalMax, State::F64(s)) => reduce::global_max(&inputs[0], region, s),
-        (Op::SpatialLse, State::F64(s)) => reduce::lse(&inputs[0], region, s),
-        (Op::Moments(kind), State::F64(s)) => norm::moments(kind, &inputs[0], region, s),
-        (Op::NormSums(a), State::F64(s)) => norm::sums(a, inputs, region, s),
-        (Op::CrossEntropy, State::F64(s)) => loss::cross_entropy(inputs, region, s),
-        (Op::Bce, State::F64(s)) => loss::bce(inputs, region, s),
-        (Op::Mse, State::F64(s)) => loss::mse(inputs, region, s),
-        (Op::DiceSums, State::F64(s)) => loss::dice_sums(inputs, region, s),
-        (op, _) => panic!("{op:?} does not accumulate into such a state"),
+        (_, State::F64(s)) => s,
+        (_, State::InPlace(_)) => panic!("{:?} accumulates into doubles", job.op),
+    };
+    match reduction {
+        Reduction::ConvWeightGrad(_) => panic!("{:?} accumulates in place", job.op),
+        Reduction::Sum { keep_batch } => reduce::sum(&inputs[0], region, keep_batch, s),
+        Reduction::GlobalMax => reduce::global_max(&inputs[0], region, s),
+        Reduction::Lse => reduce::lse(&inputs[0], region, s),
+        Reduction::Moments(kind) => norm::moments(kind, &inputs[0], region, s),
+        Reduction::NormSums(a) => norm::sums(a, inputs, region, s),
+        Reduction::CrossEntropy => loss::cross_entropy(inputs, region, s),
+        Reduction::Bce => loss::bce(inputs, region, s),
+        Reduction::Mse => loss::mse(inputs, region, s),
+        Reduction::DiceSums => loss::dice_sums(inputs, region, s),
     }
 }
 
 /// Turns the state into the result once every tile is in. `inputs` are the
-/// types of the whole inputs.
+/// types of the whole inputs. An in-place state is the result already.
+///
+/// # Panics
+/// If the op is not a reduction.
 pub fn finish<T: Real>(op: &Op, inputs: &[Ty], state: &mut State<'_, T>, out: &mut Out<'_, T>) {
     let State::F64(state) = state else { return };
     let mean_over = |count: usize| T::from_f64(state[0] / count as f64);
-    match op {
-        Op::SpatialLse => reduce::lse_finish(state, out.flat()),
-        Op::Moments(_) => norm::moments_finish(state, out.flat()),
-        Op::CrossEntropy => {
+    match Reduction::of(op) {
+        Reduction::Lse => reduce::lse_finish(state, out.flat()),
+        Reduction::Moments(_) => norm::moments_finish(state, out.flat()),
+        Reduction::CrossEntropy => {
             let logits = inputs[0].shape;
             out.flat()[0] = mean_over(logits.elems() / logits.channels());
         }
-        Op::Bce | Op::Mse => out.flat()[0] = mean_over(inputs[0].shape.elems()),
-        _ => {
+        Reduction::Bce | Reduction::Mse => out.flat()[0] = mean_over(inputs[0].shape.elems()),
+        Reduction::ConvWeightGrad(_)
+        | Reduction::Sum { .. }
+        | Reduction::GlobalMax
+        | Reduction::NormSums(_)
+        | Reduction::DiceSums => {
             for (y, &sum) in out.flat().iter_mut().zip(&**state) {
                 *y = T::from_f64(sum);
             }

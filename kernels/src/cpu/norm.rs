@@ -253,7 +253,7 @@ fn terms<T: Real>(
     let mut terms = Vec::with_capacity(batch * channels);
     for n in 0..batch {
         let mut last = None;
-        for c in 0..channels {
+        for (c, gamma) in gamma.iter().enumerate() {
             // Channels of a group are neighbours: sum them once.
             let group = c / stats.group_len;
             let ([s1, s2], count) = match last {
@@ -263,7 +263,7 @@ fn terms<T: Real>(
             last = Some((group, ([s1, s2], count)));
             let (mean, rstd) = stats.at(n, c);
             let each = rstd / count as f64;
-            terms.push([mean, rstd * gamma[c].to_f64(), s1 * each, s2 * each * rstd]);
+            terms.push([mean, rstd * gamma.to_f64(), s1 * each, s2 * each * rstd]);
         }
     }
     terms
