@@ -1,0 +1,419 @@
+//! Random networks, and holding a plan against the untiled reference.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use sstep_autodiff::{
+    Attention, ConvSpec, DType, NodeId, Op, PoolSpec, Shape, Tape, TapeError, UpsampleMode,
+    backward,
+};
+use sstep_executor::source::ArraySource;
+use sstep_executor::{Executor, Feed, Feeds, Measured, StepHow, Tensor, reference};
+use sstep_kernels::Real;
+use sstep_planner::{Plan, Program, StepSpec};
+
+/// How many cases a property runs: `SSTEP_CASES`, or the default given.
+pub fn cases(default: u32) -> u32 {
+    std::env::var("SSTEP_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// A network, described by small numbers that shrink well.
+#[derive(Clone, Debug)]
+pub struct NetSpec {
+    pub batch: usize,
+    pub channels: usize,
+    pub spatial: Vec<usize>,
+    /// `(kind, a, b)` of each layer, applied to the latest map.
+    pub layers: Vec<(u8, u8, u8)>,
+    pub head: u8,
+    pub seed: u64,
+}
+
+pub fn net_specs() -> impl Strategy<Value = NetSpec> {
+    let spatial = prop_oneof![
+        1 => prop::collection::vec(9usize..40, 1),
+        4 => prop::collection::vec(7usize..24, 2),
+        2 => prop::collection::vec(4usize..10, 3),
+    ];
+    let layers = prop::collection::vec((0u8..26, 0u8..=255, 0u8..=255), 1..9);
+    (1usize..3, 1usize..4, spatial, layers, 0u8..8, any::<u64>()).prop_map(
+        |(batch, channels, spatial, layers, head, seed)| NetSpec {
+            batch,
+            channels,
+            spatial,
+            layers,
+            head,
+            seed,
+        },
+    )
+}
+
+/// A small deterministic generator: splitmix64 (Steele et al., 2014).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `[-1, 1)`.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+}
+
+/// A net with its loss and gradients on one tape.
+pub struct Net {
+    pub tape: Tape,
+    pub loss: NodeId,
+    pub spec: StepSpec,
+}
+
+struct Builder {
+    tape: Tape,
+    n: usize,
+}
+
+type Built = Result<NodeId, TapeError>;
+
+impl Builder {
+    fn param(&mut self, dims: &[usize]) -> Built {
+        self.n += 1;
+        let name = format!("p{}", self.n);
+        self.tape.param(&name, dims)
+    }
+
+    fn kernel(&mut self, out: usize, inp: usize, k: &[usize]) -> Built {
+        let mut dims = vec![out, inp];
+        dims.extend(k);
+        self.param(&dims)
+    }
+
+    fn conv1(&mut self, x: NodeId, out: usize) -> Built {
+        let c = self.c(x);
+        let ones = vec![1; self.nd(x)];
+        let w = self.kernel(out, c, &ones)?;
+        self.tape.conv(x, w, None, ConvSpec::default())
+    }
+
+    fn c(&self, x: NodeId) -> usize {
+        self.tape.ty(x).shape.channels()
+    }
+
+    fn nd(&self, x: NodeId) -> usize {
+        self.tape.ty(x).shape.spatial().len()
+    }
+
+    fn affine(&mut self, x: NodeId) -> Result<(NodeId, NodeId), TapeError> {
+        let c = self.c(x);
+        Ok((self.param(&[c])?, self.param(&[c])?))
+    }
+
+    /// One layer on `x`; `older` are maps made before, for joins.
+    fn layer(&mut self, (kind, a, b): (u8, u8, u8), x: NodeId, older: &[NodeId]) -> Built {
+        let (a, b) = (a as usize, b as usize);
+        let (c, nd) = (self.c(x), self.nd(x));
+        let same_space: Vec<NodeId> = (older.iter().copied())
+            .filter(|&o| self.tape.ty(o).shape.spatial() == self.tape.ty(x).shape.spatial())
+            .collect();
+        match kind {
+            0..=4 => {
+                let k: Vec<usize> = (0..nd).map(|i| 1 + (a >> (2 * i)) % 4).collect();
+                let mut spec = ConvSpec::default();
+                for i in 0..nd {
+                    spec.stride[i] = 1 + (b >> i) % 2 + usize::from(b > 240);
+                    spec.dilation[i] = 1 + (b >> (i + 3)) % 2;
+                    spec.pad_lo[i] = (a >> i) % 3;
+                    spec.pad_hi[i] = (b >> i) % 3;
+                }
+                let depthwise = kind == 4;
+                spec.groups = if depthwise { c } else { 1 };
+                let out = if depthwise { c } else { 1 + (a + b) % 4 };
+                let w = self.kernel(out, c / spec.groups, &k)?;
+                let bias = if b % 3 == 0 { Some(self.param(&[out])?) } else { None };
+                self.tape.conv(x, w, bias, spec)
+            }
+            5 => {
+                let k: Vec<usize> = (0..nd).map(|i| 1 + (a >> i) % 3).collect();
+                let out = 1 + b % 3;
+                let w = self.kernel(c, out, &k)?;
+                let bias = if b % 2 == 0 { Some(self.param(&[out])?) } else { None };
+                self.tape.conv_transpose(x, w, bias, ConvSpec::padded(0).strided(1 + a % 2))
+            }
+            6 | 7 => {
+                let pool = PoolSpec::new(2 + a % 2).strided(1 + b % 3).padded((a / 2) % 2);
+                if kind == 6 { self.tape.max_pool(x, pool) } else { self.tape.avg_pool(x, pool) }
+            }
+            8 => self.tape.relu(x),
+            9 => match a % 6 {
+                0 => self.tape.leaky_relu(x, 0.1),
+                1 => self.tape.gelu(x),
+                2 => self.tape.silu(x),
+                3 => self.tape.sigmoid(x),
+                4 => self.tape.tanh(x),
+                _ => self.tape.scale(x, -1.5),
+            },
+            10..=13 => {
+                let (gamma, beta) = self.affine(x)?;
+                match (kind, a % 2) {
+                    (10, _) => self.tape.batch_norm(x, gamma, beta, 1e-2),
+                    (11, _) => self.tape.instance_norm(x, gamma, beta, 1e-2),
+                    (12, 0) => self.tape.layer_norm(x, gamma, beta, 1e-2),
+                    (12, _) => {
+                        let groups = if c % 2 == 0 { 2 } else { c };
+                        self.tape.group_norm(x, groups, gamma, beta, 1e-2)
+                    }
+                    _ => {
+                        self.n += 2;
+                        let mean = self.tape.frozen_param(&format!("m{}", self.n), &[c])?;
+                        let var = self.tape.frozen_param(&format!("v{}", self.n), &[c])?;
+                        self.tape.frozen_norm(x, [mean, var], gamma, beta, 1e-2)
+                    }
+                }
+            }
+            14..=16 => {
+                // Residual: a same-shape branch, added back.
+                let w = self.kernel(c, c, &vec![3; nd])?;
+                let branch = self.tape.conv(x, w, None, ConvSpec::padded(1))?;
+                let branch = if kind == 16 {
+                    let (gamma, beta) = self.affine(branch)?;
+                    self.tape.group_norm(branch, 1, gamma, beta, 1e-2)?
+                } else {
+                    self.tape.relu(branch)?
+                };
+                self.tape.add(branch, x)
+            }
+            17 | 18 => {
+                let Some(&other) = same_space.get(a % same_space.len().max(1)) else {
+                    return self.tape.tanh(x);
+                };
+                self.tape.concat(&[x, other])
+            }
+            19 => {
+                let Some(&other) = same_space.get(a % same_space.len().max(1)) else {
+                    return self.tape.tanh(x);
+                };
+                if self.c(other) != c {
+                    return self.conv1(x, 2);
+                }
+                self.tape.mul(x, other)
+            }
+            20 | 21 => {
+                let mode = if kind == 20 { UpsampleMode::Nearest } else { UpsampleMode::Linear };
+                let elems = self.tape.ty(x).shape.elems();
+                if elems > 4000 {
+                    return self.tape.tanh(x);
+                }
+                self.tape.upsample(x, 2 + a % 2, mode)
+            }
+            22 => {
+                // Squeeze and excite.
+                let v = self.tape.global_mean(x)?;
+                let w = self.param(&[c, c])?;
+                let v = self.tape.linear(v, w, None)?;
+                let v = self.tape.sigmoid(v)?;
+                self.tape.mul(x, v)
+            }
+            23 => {
+                let gate = self.conv1(x, 1)?;
+                let gate = self.tape.sigmoid(gate)?;
+                self.tape.mul(x, gate)
+            }
+            24 => {
+                let extents = self.tape.ty(x).shape.spatial().to_vec();
+                if a % 2 == 0 {
+                    let lo: Vec<usize> = (0..nd).map(|i| (b >> i) % 3).collect();
+                    let mut all = vec![0];
+                    all.extend(&lo);
+                    self.tape.pad(x, &all, &vec![1; nd + 1])
+                } else {
+                    let mut start = vec![0];
+                    let mut len = vec![c];
+                    for e in extents {
+                        let cut = (b % 3).min(e / 3);
+                        start.push(cut);
+                        len.push(e - cut - usize::from(e - cut > 2));
+                    }
+                    self.tape.slice(x, &start, &len)
+                }
+            }
+            _ => self.tape.dropout(x, 0.3),
+        }
+    }
+
+    fn head(&mut self, head: u8, x: NodeId) -> Built {
+        let shape = self.tape.ty(x).shape;
+        let (n, nd) = (shape.batch(), self.nd(x));
+        match head {
+            0 | 1 | 2 | 3 => {
+                let pooled = match head {
+                    0 => self.tape.global_mean(x)?,
+                    1 => self.tape.global_max(x)?,
+                    2 => self.tape.lse_pool(x, 2.0)?,
+                    _ => {
+                        let c = self.c(x);
+                        let ones = vec![1; nd];
+                        let v = self.kernel(3, c, &ones)?;
+                        let u = self.kernel(3, c, &ones)?;
+                        let w = self.kernel(1, 3, &ones)?;
+                        let attention = Attention { v, v_bias: None, u, u_bias: None, w };
+                        self.tape.attention_pool(x, attention)?
+                    }
+                };
+                let f = self.tape.ty(pooled).shape.channels();
+                let w = self.param(&[3, f])?;
+                let bias = self.param(&[3])?;
+                let logits = self.tape.linear(pooled, w, Some(bias))?;
+                let labels = self.tape.input("label.class3", &[n, 1])?;
+                self.tape.cross_entropy(logits, labels)
+            }
+            4 => {
+                let mut dims = shape.with_channels(1).dims().to_vec();
+                let logits = self.conv1(x, 3)?;
+                dims[1] = 1;
+                let labels = self.tape.input("label.class3", &dims)?;
+                self.tape.cross_entropy(logits, labels)
+            }
+            5 => {
+                let logits = self.conv1(x, 2)?;
+                let p = self.tape.softmax(logits)?;
+                let t = self.tape.input("label.unit", self.tape.ty(p).shape.dims())?;
+                self.tape.soft_dice(p, t, 1.0)
+            }
+            6 => {
+                let t = self.tape.input("label.unit", shape.dims())?;
+                self.tape.bce(x, t)
+            }
+            _ => {
+                let t = self.tape.input("label.unit", shape.dims())?;
+                self.tape.mse(x, t)
+            }
+        }
+    }
+}
+
+/// Builds the net of a spec. Layers that do not fit are left out.
+pub fn build(spec: &NetSpec, dtype: DType, image_grad: bool) -> Net {
+    let mut b = Builder { tape: Tape::new(dtype), n: 0 };
+    let dims = Shape::map(spec.batch, spec.channels, &spec.spatial);
+    let image = if image_grad {
+        b.tape.input_with_grad("image", dims.dims())
+    } else {
+        b.tape.input("image", dims.dims())
+    };
+    let image = image.expect("an image");
+    let w = b.kernel(2, spec.channels, &vec![1; spec.spatial.len()]).expect("a kernel");
+    let mut x = b.tape.conv(image, w, None, ConvSpec::default()).expect("a 1x1 conv");
+    let mut maps = vec![x];
+    for &layer in &spec.layers {
+        if let Ok(y) = b.layer(layer, x, &maps) {
+            x = y;
+            maps.push(y);
+        }
+    }
+    let loss = b.head(spec.head, x).expect("a head fits every map");
+    finish(b.tape, loss)
+}
+
+/// Appends gradients and asks for all of them.
+pub fn finish(mut tape: Tape, loss: NodeId) -> Net {
+    let grads = backward(&mut tape, loss).expect("differentiable");
+    let mut spec = StepSpec { outputs: vec![loss], ..StepSpec::default() };
+    spec.outputs.extend(grads.iter().map(|(_, g)| g));
+    Net { tape, loss, spec }
+}
+
+/// Random values for every leaf of a tape.
+pub fn leaves<T: Real>(tape: &Tape, seed: u64) -> BTreeMap<String, Tensor<T>> {
+    let mut rng = Rng(seed);
+    let mut out = BTreeMap::new();
+    for &id in tape.order() {
+        let node = tape.node(id);
+        if !matches!(node.op, Op::Input { .. } | Op::Param { .. }) {
+            continue;
+        }
+        let n = node.ty.shape.elems();
+        let fan: usize = node.ty.shape.dims().iter().skip(1).product();
+        let scale = if node.name.starts_with('p') { (1.5 / fan as f64).sqrt() } else { 1.0 };
+        let data = (0..n)
+            .map(|_| {
+                let u = rng.unit();
+                T::from_f64(match node.name.as_str() {
+                    "label.class3" => ((u + 1.0) * 1.5).floor().clamp(0.0, 2.0),
+                    "label.unit" => (u + 1.0) / 2.0,
+                    name if name.starts_with('v') => 1.0 + 0.5 * u,
+                    _ => u * scale + if node.ty.shape.rank() == 1 { 0.5 } else { 0.0 },
+                })
+            })
+            .collect();
+        out.insert(node.name.clone(), Tensor::new(node.ty.shape, data));
+    }
+    out
+}
+
+pub const HOW: StepHow = StepHow { step: 3, seed: 7, update: None };
+
+/// Carries a plan out on the given leaves.
+pub fn execute<T: Real>(
+    plan: Plan,
+    leaves: &BTreeMap<String, Tensor<T>>,
+) -> (BTreeMap<String, Tensor<T>>, Measured) {
+    let inputs: Vec<(String, bool)> = (plan.program.nodes.iter())
+        .filter(|n| matches!(n.op, Op::Input { .. }))
+        .map(|n| (n.name.clone(), n.ty.is_map()))
+        .collect();
+    let mut executor = Executor::<T>::new(plan).expect("an arena");
+    for (name, _) in executor.params() {
+        executor.set_param(&name, &leaves[&name].data).expect("a parameter");
+    }
+    let mut feeds = Feeds::new();
+    for (name, is_map) in inputs {
+        let t = &leaves[&name];
+        let feed = if is_map {
+            Feed::Source(Arc::new(ArraySource::new(t.shape, t.data.clone()).expect("an array")))
+        } else {
+            Feed::Flat(t.data.clone())
+        };
+        feeds.insert(name, feed);
+    }
+    let report = executor.step(&feeds, &HOW, &mut |_| {}).expect("a step");
+    (report.outputs, report.measured)
+}
+
+/// Runs the untiled reference of a net.
+pub fn oracle<T: Real>(
+    net: &Net,
+    leaves: &BTreeMap<String, Tensor<T>>,
+) -> BTreeMap<String, Tensor<T>> {
+    let program = Program::new(&net.tape, &net.spec).expect("a program");
+    reference(&program, leaves, HOW.step, HOW.seed).expect("a reference")
+}
+
+/// Largest difference, relative to the largest element of the reference tensor
+/// (or to a thousandth of the largest gradient, where the true one vanishes).
+pub fn worst<T: Real>(
+    got: &BTreeMap<String, Tensor<T>>,
+    want: &BTreeMap<String, Tensor<T>>,
+) -> (f64, String) {
+    let largest = |t: &Tensor<T>| t.data.iter().map(|v| v.to_f64().abs()).fold(0.0, f64::max);
+    let floor = 1e-3 * want.values().map(largest).fold(0.0, f64::max);
+    let mut bad = (0.0, String::new());
+    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
+    for (name, w) in want {
+        let scale = largest(w).max(floor).max(1e-30);
+        for (a, b) in got[name].data.iter().zip(&w.data) {
+            let e = (a.to_f64() - b.to_f64()).abs() / scale;
+            if e > bad.0 || e.is_nan() {
+                bad = (if e.is_nan() { f64::INFINITY } else { e }, name.clone());
+            }
+        }
+    }
+    bad
+}
