@@ -270,19 +270,7 @@ fn a_slide_truncated_anywhere_is_an_error() {
     let n = whole.len();
     let mut lengths: Vec<usize> = (0..64).map(|k| k * n / 64).collect();
     lengths.extend([
-        1,
-        2,
-        3,
-        4,
-        7,
-        8,
-        15,
-        16,
-        17,
-        1_275_949,
-        1_275_950,
-        1_275_952,
-        1_938_300,
+        1, 2, 3, 4, 7, 8, 15, 16, 17, 1_275_949, 1_275_950, 1_275_952, 1_938_300,
     ]);
     for length in lengths {
         let file = Scratch::new("truncated.svs", &whole[..length]);

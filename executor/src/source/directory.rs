@@ -295,12 +295,20 @@ fn pyramid(images: Vec<Image>) -> Vec<Level> {
     };
     levels.dedup_by(|next, kept| next.info.size == kept.info.size);
     levels.retain_mut(|level| {
-        let (w, h) = (level.info.size.0 as f64, level.info.size.1 as f64);
-        let (by_x, by_y) = (full_w as f64 / w, full_h as f64 / h);
-        level.info.downsample = (by_x + by_y) / 2.0;
-        // Small levels are rounded by up to a pixel per side; a tiled label
-        // or macro has other proportions altogether.
-        (by_x - by_y).abs() <= 0.02 * by_x + by_x / w + by_y / h
+        let (w, h) = level.info.size;
+        level.info.downsample = (full_w as f64 / w as f64 + full_h as f64 / h as f64) / 2.0;
+        // Sides are rounded up or down, so each tells the factor only within
+        // bounds. A level's overlap; a tiled label's or macro's do not.
+        let bounds = |full: usize, side: usize| {
+            let most = if side > 1 {
+                full as f64 / (side - 1) as f64
+            } else {
+                f64::INFINITY
+            };
+            (0.99 * full as f64 / (side + 1) as f64, 1.01 * most)
+        };
+        let (x, y) = (bounds(full_w, w), bounds(full_h, h));
+        x.0.max(y.0) <= x.1.min(y.1)
     });
     levels
 }
