@@ -127,7 +127,7 @@ unsafe fn compute(layer: &Layer, block: &Block, scratch: &mut [f32]) {
     let axes = [0, 1, 2].map(|s| axis(g, s, block.lo[s], block.size[s]));
     let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
     let taps = tap_offsets(g, block.lo, &axes, &extents);
-    let positions = positions(block.size, &extents, out, 1);
+    let positions = positions(block.size, &extents, out);
     let in_group = x.dims()[1] / g.groups;
     let out_group = out.dims()[1] / g.groups;
     let channels = block.channels;
@@ -152,6 +152,7 @@ unsafe fn compute(layer: &Layer, block: &Block, scratch: &mut [f32]) {
                 out: base(out, block.n, channel, block.lo),
                 out_channel: out.layout().strides[1],
                 out_step: 1,
+                between: None,
                 first: c == 0,
                 bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
             };
@@ -174,14 +175,8 @@ pub(super) fn base(out: &Out<f32>, n: usize, channel: usize, at: [usize; 3]) -> 
     out.as_mut_ptr().wrapping_add(offset)
 }
 
-/// The vectors of a block of `size` outputs whose rows lie `step` apart along
-/// each axis of the output view.
-pub(super) fn positions(
-    size: [usize; 3],
-    extents: &Extents,
-    out: &Out<f32>,
-    step: usize,
-) -> Vec<Pos> {
+/// The vectors of a block of `size` outputs.
+fn positions(size: [usize; 3], extents: &Extents, out: &Out<f32>) -> Vec<Pos> {
     let [_, _, sd, sh] = out.layout().strides;
     let mut all = Vec::with_capacity(size[0] * size[1] * size[2].div_ceil(LANES));
     for d in 0..size[0] {
@@ -189,7 +184,6 @@ pub(super) fn positions(
             for w in (0..size[2]).step_by(LANES) {
                 let x = extents.at([d, h, w]);
                 let out = d * sd + h * sh + w;
-                let _ = step;
                 all.push(Pos {
                     x,
                     out,

@@ -15,14 +15,18 @@ use super::panel::LANES;
 /// inputs and one weight fit the sixteen registers.
 const VECTORS: [usize; 5] = [0, 7, 5, 3, 3];
 
-/// Eight neighbouring outputs (fewer at the end of a row).
+/// Up to so many taps are listed for every channel.
+const FEW_TAPS: usize = 2;
+
+/// Eight neighbouring outputs, or sixteen where two phases are stored side by
+/// side; fewer at the end of a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pos {
     /// Offset of the first tap in the panel, less the tap's own offset.
     pub(super) x: usize,
     /// Offset of the first output from the first output channel's base.
     pub(super) out: usize,
-    /// How many of the eight exist.
+    /// How many of them exist.
     pub(super) lanes: usize,
 }
 
@@ -49,6 +53,9 @@ pub(super) struct Sums<'a> {
     pub(super) out_channel: usize,
     /// Floats between neighbouring outputs of a vector.
     pub(super) out_step: usize,
+    /// With `out_step` 2, the taps and weights of the outputs between: both are
+    /// then computed, and stored side by side.
+    pub(super) between: Option<(&'a [usize], &'a [f32])>,
     /// Whether the sums begin here rather than with what `out` holds.
     pub(super) first: bool,
     /// Added in the end, one per output channel of the tile.
@@ -66,28 +73,55 @@ pub(super) unsafe fn tiles(n_out: usize, sums: &Sums, positions: &[Pos]) {
     if positions.is_empty() {
         return;
     }
-    // The kernels do not check bounds, so this is checked for all at once.
-    let pairs = sums.channels * sums.taps.len();
-    if pairs > 0 {
-        let x = positions.iter().map(|p| p.x).max().unwrap_or(0);
-        let tap = sums.taps.iter().max().copied().unwrap_or(0);
-        let x_end = x + tap + (sums.channels - 1) * sums.x_channel + LANES;
-        assert!(x_end <= sums.panel.len(), "tiles read within the panel");
-        let w_end = (n_out - 1) * sums.w_out + (pairs - 1) * sums.w_step;
-        assert!(w_end < sums.w.len(), "tiles read within the weights");
+    check(n_out, sums, sums.taps, sums.w, positions);
+    if let Some((taps, w)) = sums.between {
+        check(n_out, sums, taps, w, positions);
     }
     assert!(
         sums.bias.is_none_or(|b| b.len() >= n_out),
         "each output channel has a bias"
     );
+    // With one tap or two, a loop over them would cost as much as what it does:
+    // all channels' taps are listed instead.
+    let few = |taps: &[usize]| taps.len() <= FEW_TAPS;
+    let flat = |taps: &[usize]| -> Vec<usize> {
+        let channels = (0..sums.channels).map(|c| c * sums.x_channel);
+        channels
+            .flat_map(|c| taps.iter().map(move |tap| c + tap))
+            .collect()
+    };
+    let (flat_taps, flat_between);
+    let mut sums = *sums;
+    if few(sums.taps) && sums.between.is_none_or(|(taps, _)| few(taps)) {
+        flat_taps = flat(sums.taps);
+        sums.taps = &flat_taps;
+        if let Some((taps, w)) = sums.between {
+            flat_between = flat(taps);
+            sums.between = Some((&flat_between, w));
+        }
+        sums.channels = 1;
+    }
     // SAFETY: as promised to this function and checked above.
     unsafe {
         match n_out {
-            1 => rows::<1>(sums, positions),
-            2 => rows::<2>(sums, positions),
-            3 => rows::<3>(sums, positions),
-            _ => rows::<4>(sums, positions),
+            1 => rows::<1>(&sums, positions),
+            2 => rows::<2>(&sums, positions),
+            3 => rows::<3>(&sums, positions),
+            _ => rows::<4>(&sums, positions),
         }
+    }
+}
+
+/// The kernels do not check bounds, so this is checked for all tiles at once.
+fn check(n_out: usize, sums: &Sums, taps: &[usize], w: &[f32], positions: &[Pos]) {
+    let pairs = sums.channels * taps.len();
+    if pairs > 0 {
+        let x = positions.iter().map(|p| p.x).max().unwrap_or(0);
+        let tap = taps.iter().max().copied().unwrap_or(0);
+        let x_end = x + tap + (sums.channels - 1) * sums.x_channel + LANES;
+        assert!(x_end <= sums.panel.len(), "tiles read within the panel");
+        let w_end = (n_out - 1) * sums.w_out + (pairs - 1) * sums.w_step;
+        assert!(w_end < w.len(), "tiles read within the weights");
     }
 }
 
@@ -129,44 +163,76 @@ unsafe fn rows<const K: usize>(sums: &Sums, mut positions: &[Pos]) {
 unsafe fn tile<const K: usize, const V: usize>(sums: &Sums, positions: &[Pos]) {
     debug_assert_eq!(positions.len(), V);
     let mut acc = [[_mm256_setzero_ps(); V]; K];
+    let mut between = [[_mm256_setzero_ps(); V]; K];
     // SAFETY: bounds as promised to this function.
     unsafe {
         if !sums.first {
-            for (k, acc) in acc.iter_mut().enumerate() {
-                for (acc, pos) in acc.iter_mut().zip(positions) {
+            for k in 0..K {
+                for (i, pos) in positions.iter().enumerate() {
                     let from = sums.out.add(k * sums.out_channel + pos.out);
-                    *acc = load(from, sums.out_step, pos.lanes);
+                    if sums.between.is_some() {
+                        (acc[k][i], between[k][i]) = load_two(from, pos.lanes);
+                    } else {
+                        acc[k][i] = load(from, sums.out_step, pos.lanes);
+                    }
                 }
             }
         }
-        let mut x = [sums.panel.as_ptr(); V];
-        for (x, pos) in x.iter_mut().zip(positions) {
-            *x = x.add(pos.x);
+        accumulate(&mut acc, sums, sums.taps, sums.w, positions);
+        if let Some((taps, w)) = sums.between {
+            // The first phase waits in memory: each fills the registers.
+            accumulate(&mut between, sums, taps, w, positions);
         }
-        let mut w = sums.w.as_ptr();
-        for c in 0..sums.channels {
-            let channel = c * sums.x_channel;
-            for &tap in sums.taps {
-                let at = channel + tap;
-                if K == 4 && V == 3 {
-                    step_4_by_3(&mut acc, &x, at, w, sums.w_out);
-                } else {
-                    step(&mut acc, &x, at, w, sums.w_out);
-                }
-                w = w.wrapping_add(sums.w_step);
-            }
-        }
-        for (k, acc) in acc.iter_mut().enumerate() {
+        for k in 0..K {
             if let Some(bias) = sums.bias {
                 let bias = _mm256_set1_ps(bias[k]);
-                for acc in acc.iter_mut() {
-                    *acc = _mm256_add_ps(*acc, bias);
+                for i in 0..V {
+                    acc[k][i] = _mm256_add_ps(acc[k][i], bias);
+                    between[k][i] = _mm256_add_ps(between[k][i], bias);
                 }
             }
-            for (&acc, pos) in acc.iter().zip(positions) {
+            for (i, pos) in positions.iter().enumerate() {
                 let to = sums.out.add(k * sums.out_channel + pos.out);
-                store(to, sums.out_step, pos.lanes, acc);
+                if sums.between.is_some() {
+                    store_two(to, pos.lanes, acc[k][i], between[k][i]);
+                } else {
+                    store(to, sums.out_step, pos.lanes, acc[k][i]);
+                }
             }
+        }
+    }
+}
+
+/// Adds all (channel, tap) pairs.
+///
+/// # Safety
+/// As [`tile`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn accumulate<const K: usize, const V: usize>(
+    acc: &mut [[__m256; V]; K],
+    sums: &Sums,
+    taps: &[usize],
+    w: &[f32],
+    positions: &[Pos],
+) {
+    let mut x = [sums.panel.as_ptr(); V];
+    for (x, pos) in x.iter_mut().zip(positions) {
+        *x = x.wrapping_add(pos.x);
+    }
+    let mut w = w.as_ptr();
+    for c in 0..sums.channels {
+        let channel = c * sums.x_channel;
+        for &tap in taps {
+            // SAFETY: bounds as promised to this function.
+            unsafe {
+                if K == 4 && V == 3 {
+                    step_4_by_3(acc, &x, channel + tap, w, sums.w_out);
+                } else {
+                    step(acc, &x, channel + tap, w, sums.w_out);
+                }
+            }
+            w = w.wrapping_add(sums.w_step);
         }
     }
 }
@@ -315,5 +381,54 @@ unsafe fn store(to: *mut f32, step: usize, lanes: usize, value: __m256) {
                 *to.add(i * step) = held;
             }
         }
+    }
+}
+
+/// Sixteen floats as the even and the odd ones, of which `lanes` exist.
+///
+/// # Safety
+/// `from` is valid for reads of `lanes` floats.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn load_two(from: *const f32, lanes: usize) -> (__m256, __m256) {
+    let rest = lanes.saturating_sub(LANES);
+    // SAFETY: as promised; a masked load does not touch the other lanes.
+    let (a, b) = unsafe {
+        (
+            load(from, 1, lanes.min(LANES)),
+            load(from.wrapping_add(LANES), 1, rest),
+        )
+    };
+    let even = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(a, b));
+    let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0xdd>(a, b));
+    (
+        _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(even)),
+        _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(odd)),
+    )
+}
+
+/// Stores eight even and eight odd floats alternately, of which `lanes` exist.
+///
+/// # Safety
+/// `to` is valid for writes of `lanes` floats.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store_two(to: *mut f32, lanes: usize, even: __m256, odd: __m256) {
+    let (lo, hi) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+    let rest = lanes.saturating_sub(LANES);
+    // SAFETY: as promised; a masked store does not touch the other lanes.
+    unsafe {
+        store(
+            to,
+            1,
+            lanes.min(LANES),
+            _mm256_permute2f128_ps::<0x20>(lo, hi),
+        );
+        store(
+            to.wrapping_add(LANES),
+            1,
+            rest,
+            _mm256_permute2f128_ps::<0x31>(lo, hi),
+        );
     }
 }

@@ -235,19 +235,23 @@ unsafe fn compute(
             let channel = group * out_group + c;
             let last = k + n_channels == in_group;
             for sub in &subs {
-                let w = (group * n_tiles + tile) * tile_floats
-                    + (sub.weights * in_group + k * sub.taps.len()) * TILE;
+                let weights = |before: usize, taps: &[usize]| {
+                    let within = (before * in_group + k * taps.len()) * TILE;
+                    &layer.weights[(group * n_tiles + tile) * tile_floats + within..]
+                };
+                let between = sub.between.as_ref();
                 let sums = Sums {
                     panel,
                     x_channel: extents.channel,
                     channels: n_channels,
                     taps: &sub.taps,
-                    w: &layer.weights[w..],
+                    w: weights(sub.before, &sub.taps),
                     w_out: 1,
                     w_step: TILE,
                     out: base(out, n, channel, sub.at),
                     out_channel: out.layout().strides[1],
                     out_step: g.stride[2],
+                    between: between.map(|(taps, before)| (&taps[..], weights(*before, taps))),
                     first: k == 0,
                     bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
                 };
@@ -258,14 +262,17 @@ unsafe fn compute(
     }
 }
 
-/// The outputs of a block that are of one phase along every axis.
+/// The outputs of a block that are of one phase along every axis; with stride 2
+/// along rows, of both phases there.
 struct Sub {
     /// The first of them.
     at: [usize; 3],
     /// Offsets of its taps in the panel.
     taps: Vec<usize>,
     /// Number of taps of the phases packed before it.
-    weights: usize,
+    before: usize,
+    /// The same of the second phase along rows.
+    between: Option<(Vec<usize>, usize)>,
     positions: Vec<Pos>,
 }
 
@@ -277,53 +284,80 @@ fn subs(
     lo: [usize; 3],
 ) -> Vec<Sub> {
     let g = layer.g;
-    let [_, _, sd, sh] = layer.out.layout().strides;
     let orders = [0, 1, 2].map(|s| tap_orders(g, s));
     // Where each phase's weights begin, in taps.
     let mut begin = vec![0];
-    begin.extend(phase_taps(g, &orders).map(|taps| taps.len()));
-    for i in 1..begin.len() {
-        begin[i] += begin[i - 1];
+    for taps in phase_taps(g, &orders) {
+        begin.push(begin[begin.len() - 1] + taps.len());
     }
     let residue = |s: usize, phase: &Phase| (lo[s] + phase.at + g.pad[s]) % g.stride[s];
-    let offset = |s: usize, first: isize| axes[s].locate(first);
+    let offsets = |s: usize, phase: &Phase| -> Vec<usize> {
+        phase
+            .taps
+            .iter()
+            .map(|&(_, first)| axes[s].locate(first))
+            .collect()
+    };
     let mut subs = Vec::with_capacity(begin.len());
     for d in &along[0] {
+        let d_taps = offsets(0, d);
         for h in &along[1] {
-            for w in &along[2] {
-                let mut taps = Vec::with_capacity(d.taps.len() * h.taps.len() * w.taps.len());
-                for &(_, td) in &d.taps {
-                    for &(_, th) in &h.taps {
-                        for &(_, tw) in &w.taps {
-                            taps.push(extents.at([offset(0, td), offset(1, th), offset(2, tw)]));
-                        }
+            let h_taps = offsets(1, h);
+            let index = (residue(0, d) * g.stride[1] + residue(1, h)) * g.stride[2];
+            let phase = |w: &Phase| {
+                let w_taps = offsets(2, w);
+                let mut taps = Vec::with_capacity(d_taps.len() * h_taps.len() * w_taps.len());
+                for &d in &d_taps {
+                    for &h in &h_taps {
+                        taps.extend(w_taps.iter().map(|&w| extents.at([d, h, w])));
                     }
                 }
-                let mut positions = Vec::with_capacity(d.n * h.n * w.n.div_ceil(LANES));
-                for j in 0..d.n {
-                    for i in 0..h.n {
-                        for v in (0..w.n).step_by(LANES) {
-                            let out = j * g.stride[0] * sd + i * g.stride[1] * sh + v * g.stride[2];
-                            let lanes = LANES.min(w.n - v);
-                            positions.push(Pos {
-                                x: extents.at([j, i, v]),
-                                out,
-                                lanes,
-                            });
-                        }
-                    }
-                }
-                let index = (residue(0, d) * g.stride[1] + residue(1, h)) * g.stride[2];
-                let weights = begin[index + residue(2, w)];
-                let at = [lo[0] + d.at, lo[1] + h.at, lo[2] + w.at];
+                (taps, begin[index + residue(2, w)])
+            };
+            let mut sub = |w: &Phase, second: Option<&Phase>| {
+                let (taps, before) = phase(w);
                 subs.push(Sub {
-                    at,
+                    at: [lo[0] + d.at, lo[1] + h.at, lo[2] + w.at],
                     taps,
-                    weights,
-                    positions,
+                    before,
+                    between: second.map(phase),
+                    positions: positions(layer, extents, [d, h, w], second),
                 });
+            };
+            match &along[2][..] {
+                [even, odd] if g.stride[2] == 2 => sub(even, Some(odd)),
+                all => all.iter().for_each(|w| sub(w, None)),
             }
         }
     }
     subs
+}
+
+/// The vectors of the outputs of one phase per axis; with a second phase along
+/// rows, of both together.
+fn positions(
+    layer: &Layer,
+    extents: &Extents,
+    [d, h, w]: [&Phase; 3],
+    second: Option<&Phase>,
+) -> Vec<Pos> {
+    let [_, _, sd, sh] = layer.out.layout().strides;
+    let stride = layer.g.stride;
+    // The first phase has as many outputs as the second, or one more.
+    let (phases, n) = second.map_or((1, w.n), |second| (2, w.n + second.n));
+    let mut all = Vec::with_capacity(d.n * h.n * w.n.div_ceil(LANES));
+    for j in 0..d.n {
+        for i in 0..h.n {
+            for v in (0..w.n).step_by(LANES) {
+                let out = j * stride[0] * sd + i * stride[1] * sh + v * stride[2];
+                let lanes = (phases * LANES).min(n - phases * v);
+                all.push(Pos {
+                    x: extents.at([j, i, v]),
+                    out,
+                    lanes,
+                });
+            }
+        }
+    }
+    all
 }

@@ -7,8 +7,9 @@
 //!
 //! **Accuracy.** A register lane sums a block, at most a few hundred products;
 //! the blocks are added up in doubles where the scratch has room for them, and
-//! reach `w` as one addition per call. Tasks own ranges of weights and walk the
-//! positions in one order, so timing does not touch the bits.
+//! reach `w` as one addition per call. Tasks own ranges of weights and all walk the
+//! positions in one order, which depends on the region and on the scratch per
+//! thread if that is short, not on the number or the timing of threads.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -50,14 +51,16 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     assert!(before.is_empty(), "scratch is aligned");
     sums.fill(0.0);
 
+    // Cut for the largest parts whatever the threads need, and with no thought
+    // of balance: the order of addition is then the same for any number of them.
     let to_cut = blocks::Job {
         extent: [0, 1, 2].map(|s| region.s(s).len()),
-        channels: ins,
-        macs: outs * g.taps(),
+        channels: in_group.min(PART),
+        macs: out_group.min(PART) * g.taps(),
         outputs: 0,
-        extra: outs,
+        extra: out_group.min(PART),
         taps: 1,
-        sets: usize::MAX / (1 << 32),
+        sets: 1,
         workers: 1,
         budget: tasks::share(scratch.len(), workers),
     };
@@ -73,7 +76,7 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
             base: w.as_mut_ptr(),
             len: w.len(),
         },
-        sums: (n_sums > 0).then(|| DisjointMut {
+        sums: (n_sums > 0).then_some(DisjointMut {
             base: sums.as_mut_ptr(),
             len: n_sums,
         }),
