@@ -39,7 +39,7 @@ struct State {
 }
 
 struct Entry {
-    rgb: Arc<[u8]>,
+    rgb: Arc<Vec<u8>>,
     used: u64,
     unread: bool,
 }
@@ -82,7 +82,7 @@ impl TileCache {
         tile: u64,
         asker: Asker,
         decode: impl FnOnce() -> Result<Vec<u8>, E>,
-    ) -> Result<Arc<[u8]>, E> {
+    ) -> Result<Arc<Vec<u8>>, E> {
         let mut state = self.lock();
         loop {
             if let Some(rgb) = state.hit(tile, asker) {
@@ -100,7 +100,7 @@ impl TileCache {
         }
         drop(state);
         let claim = Claim { cache: self, tile };
-        let rgb: Arc<[u8]> = decode()?.into();
+        let rgb = Arc::new(decode()?);
         self.lock().insert(tile, &rgb, asker, self.limit_bytes);
         drop(claim);
         Ok(rgb)
@@ -159,7 +159,7 @@ impl TileCache {
 }
 
 impl State {
-    fn hit(&mut self, tile: u64, asker: Asker) -> Option<Arc<[u8]>> {
+    fn hit(&mut self, tile: u64, asker: Asker) -> Option<Arc<Vec<u8>>> {
         let entry = self.tiles.get_mut(&tile)?;
         self.clock += 1;
         self.by_age.remove(&entry.used);
@@ -171,7 +171,7 @@ impl State {
         Some(Arc::clone(&entry.rgb))
     }
 
-    fn insert(&mut self, tile: u64, rgb: &Arc<[u8]>, asker: Asker, limit_bytes: u64) {
+    fn insert(&mut self, tile: u64, rgb: &Arc<Vec<u8>>, asker: Asker, limit_bytes: u64) {
         let bytes = rgb.len() as u64;
         if bytes > limit_bytes {
             return;

@@ -269,7 +269,7 @@ impl Tiles {
     }
 
     /// A decoded tile: interleaved RGB.
-    pub(super) fn tile(&self, tile: u64, asker: Asker) -> Result<Arc<[u8]>, SourceError> {
+    pub(super) fn tile(&self, tile: u64, asker: Asker) -> Result<Arc<Vec<u8>>, SourceError> {
         self.cache
             .get_or_decode(tile, asker, || self.file.tile(self.level, tile))
     }
