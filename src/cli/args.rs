@@ -1,0 +1,122 @@
+//! Options that several commands share.
+
+use clap::Args;
+use sstep::config::Size;
+use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
+use sstep::{Budget, ByteSize, DType, Strategy};
+
+/// Options of a built-in network.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct ModelArgs {
+    /// Built-in network: resnet10, resnet18, resnet34, resnet50, unet2d, unet3d
+    /// or streaming-cnn.
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Number of classes [default: 2].
+    #[arg(long, value_name = "N")]
+    classes: Option<usize>,
+    /// Channels of the image [default: 3].
+    #[arg(long, value_name = "N")]
+    in_channels: Option<usize>,
+    /// Channels of the first layer [default: 64; unet3d 32, streaming-cnn 16].
+    #[arg(long, value_name = "N")]
+    width: Option<usize>,
+    /// group, frozen-batch or none [default: frozen-batch; U-Nets group].
+    #[arg(long)]
+    norm: Option<Norm>,
+    /// Groups of group norm [default: 8].
+    #[arg(long, value_name = "N")]
+    groups: Option<usize>,
+    /// Pooling of a classifier: mean, max or attention [default: mean].
+    #[arg(long)]
+    head: Option<Head>,
+    /// How often a U-Net halves the image [default: 4].
+    #[arg(long, value_name = "N")]
+    levels: Option<usize>,
+    /// How a U-Net doubles it: transposed or linear [default: transposed].
+    #[arg(long, value_name = "HOW")]
+    upsample: Option<Upsample>,
+    /// Loss of a U-Net: cross-entropy or dice-cross-entropy
+    /// [default: cross-entropy].
+    #[arg(long)]
+    loss: Option<Loss>,
+    /// Compute in double precision.
+    #[arg(long)]
+    f64: bool,
+}
+
+impl ModelArgs {
+    /// The network, if one is named.
+    pub fn spec(&self) -> Option<ModelSpec> {
+        let mut spec = ModelSpec::new(self.model.as_deref()?);
+        self.apply(&mut spec);
+        Some(spec)
+    }
+
+    /// Overrides what is given.
+    pub fn apply(&self, spec: &mut ModelSpec) {
+        fn over<V: Clone>(slot: &mut V, given: &Option<V>) {
+            if let Some(value) = given {
+                *slot = value.clone();
+            }
+        }
+        fn over_option<V: Clone>(slot: &mut Option<V>, given: &Option<V>) {
+            if given.is_some() {
+                slot.clone_from(given);
+            }
+        }
+        over(&mut spec.name, &self.model);
+        over(&mut spec.classes, &self.classes);
+        over(&mut spec.in_channels, &self.in_channels);
+        over_option(&mut spec.width, &self.width);
+        over_option(&mut spec.norm, &self.norm);
+        over_option(&mut spec.groups, &self.groups);
+        over_option(&mut spec.head, &self.head);
+        over_option(&mut spec.levels, &self.levels);
+        over_option(&mut spec.upsample, &self.upsample);
+        over_option(&mut spec.loss, &self.loss);
+        if self.f64 {
+            spec.dtype = DType::F64;
+        }
+    }
+}
+
+/// Size of a built-in network's image.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct SizeArgs {
+    /// Image size, width x height (x depth): 65536x65536.
+    #[arg(long, value_name = "WxH")]
+    pub size: Option<Size>,
+    /// Images per step.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+}
+
+/// Memory of a plan.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Memory")]
+pub struct MemoryArgs {
+    /// Device memory that a step may use, parameters and optimiser state
+    /// included.
+    #[arg(long, value_name = "BYTES")]
+    budget: ByteSize,
+    /// Host memory for tensors moved off the device; 0 forbids it.
+    #[arg(long, value_name = "BYTES", default_value = "0")]
+    host: ByteSize,
+    /// How to plan: optimal, or what others do: store-all, recompute-all,
+    /// offload-all, streaming.
+    #[arg(long, default_value_t = Strategy::Optimal)]
+    pub strategy: Strategy,
+}
+
+impl MemoryArgs {
+    /// As the planner takes it.
+    pub fn budget(&self) -> Budget {
+        Budget {
+            device_bytes: self.budget.0,
+            host_bytes: self.host.0,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `sstep info`: what a slide file holds.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use sstep::source::{SlideFile, SlideInfo};
+use sstep::{ByteSize, Error};
+
+/// Show a slide's levels, tiles and sizes.
+///
+/// Reads tiled (pyramidal) TIFF and SVS files compressed with JPEG, LZW, deflate
+/// or not at all.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Slide file.
+    slide: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let file = SlideFile::open(&args.slide)?;
+    if args.json {
+        super::say_json(file.info());
+    } else {
+        super::say(&text(file.info()));
+    }
+    Ok(())
+}
+
+fn text(info: &SlideInfo) -> String {
+    let mut out = String::new();
+    let kind = if info.big_tiff { "BigTIFF" } else { "TIFF" };
+    let _ = writeln!(
+        out,
+        "{}: {kind}, {}",
+        info.path.display(),
+        ByteSize(info.bytes)
+    );
+    if let Some(vendor) = &info.vendor {
+        let _ = writeln!(out, "made by     {vendor}");
+    }
+    if let Some((x, y)) = info.mpp {
+        let _ = writeln!(out, "pixel size  {x} x {y} µm");
+    }
+    if let Some(magnification) = info.magnification {
+        let _ = writeln!(out, "objective   {magnification}x");
+    }
+    if info.n_other_images > 0 {
+        let _ = writeln!(
+            out,
+            "besides     {} images (label, macro, thumbnail)",
+            info.n_other_images
+        );
+    }
+    let _ = writeln!(
+        out,
+        "level     width x height  downsample        tile   tiles  compression       bytes"
+    );
+    for (i, level) in info.levels.iter().enumerate() {
+        let size = format!("{}x{}", level.size.0, level.size.1);
+        let tile = format!("{}x{}", level.tile.0, level.tile.1);
+        let _ = writeln!(
+            out,
+            "{i:>5}  {size:>17}  {:>10.2}  {tile:>10}  {:>6}  {:<11}  {:>10}",
+            level.downsample,
+            level.n_tiles,
+            level.compression.to_string(),
+            ByteSize(level.bytes).to_string(),
+        );
+    }
+    out
+}

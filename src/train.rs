@@ -1,0 +1,307 @@
+//! Training: step after step over a dataset, with checkpoints.
+//!
+//! A checkpoint holds parameters, optimiser state, and what the run was: it
+//! either exists whole or not at all. After a loss that is not a number nothing
+//! is saved any more, so the last checkpoint is always a good one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sstep_executor::{Measured, Progress};
+use sstep_planner::Plan;
+
+use crate::data::{Dataset, sample_of};
+use crate::error::Error;
+use crate::optim::Schedule;
+use crate::params::{self, Element, TensorFile};
+use crate::session::{OptimiserState, Session, Step};
+
+/// Prefix of optimiser state in a checkpoint: `optimizer/<slot>/<parameter>`.
+const STATE: &str = "optimizer/";
+
+/// How to train.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Steps in all, those before a checkpoint included.
+    pub steps: u64,
+    /// Base learning rate.
+    pub lr: f64,
+    /// What fraction of it each step gets.
+    pub schedule: Schedule,
+    /// Seed of the order of samples.
+    pub seed: u64,
+    /// Where checkpoints go; none are written without it.
+    pub checkpoint: Option<PathBuf>,
+    /// Steps between checkpoints; one is written at the end in any case.
+    pub checkpoint_every: u64,
+    /// What the run is, in words that a checkpoint must match to be resumed.
+    pub about: String,
+}
+
+impl TrainOptions {
+    /// `steps` steps at a constant rate, no checkpoints.
+    pub fn new(steps: u64, lr: f64) -> Self {
+        TrainOptions {
+            steps,
+            lr,
+            schedule: Schedule::Constant,
+            seed: 0,
+            checkpoint: None,
+            checkpoint_every: 100,
+            about: String::new(),
+        }
+    }
+}
+
+/// A step as training tells of it.
+#[derive(Clone, Debug)]
+pub struct TrainStep {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Name of the sample.
+    pub sample: String,
+    /// Learning rate.
+    pub lr: f64,
+    /// Loss.
+    pub loss: f64,
+    /// Class that the network thought most likely before this step's update.
+    pub class: Option<usize>,
+    /// What the step took.
+    pub measured: Measured,
+    /// The plan it carried out.
+    pub plan: Arc<Plan>,
+}
+
+/// What happens while training.
+pub enum TrainEvent<'a> {
+    /// A sample of a new shape is about to be planned.
+    Planning {
+        /// Its name.
+        sample: &'a str,
+        /// Its shape.
+        shape: &'a [usize],
+    },
+    /// It has been planned.
+    Planned(&'a Plan),
+    /// A step is under way; `step` counts from 1.
+    Progress {
+        /// Number of the step.
+        step: u64,
+        /// How far it is.
+        progress: Progress,
+    },
+    /// A step is done.
+    Step(&'a TrainStep),
+    /// A checkpoint was written.
+    Saved(&'a Path),
+}
+
+/// Trains a session's network on a dataset.
+pub struct Trainer<T: Element> {
+    session: Session<T>,
+    data: Box<dyn Dataset<T>>,
+    options: TrainOptions,
+    saved: Option<PathBuf>,
+}
+
+impl<T: Element> Trainer<T> {
+    /// A trainer of a session that was given an update rule.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the session has none, the dataset is empty, or the
+    /// learning rate is no number.
+    pub fn new(
+        session: Session<T>,
+        data: impl Dataset<T> + 'static,
+        options: TrainOptions,
+    ) -> Result<Self, Error> {
+        if session.options().rule.is_none() {
+            return Err(Error::usage("a session that trains needs an update rule"));
+        }
+        if data.is_empty() {
+            return Err(Error::usage("there is nothing to train on"));
+        }
+        if !options.lr.is_finite() || options.lr < 0.0 {
+            return Err(Error::usage(format!("{} is no learning rate", options.lr)));
+        }
+        Ok(Trainer {
+            session,
+            data: Box::new(data),
+            options,
+            saved: None,
+        })
+    }
+
+    /// The session, with the parameters as they are.
+    pub fn session(&mut self) -> &mut Session<T> {
+        &mut self.session
+    }
+
+    /// Goes on from a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::File`] if it cannot be read or belongs to
+    /// another run; [`Error::TensorShape`] if its tensors do not fit.
+    pub fn resume(&mut self, path: &Path) -> Result<(), Error> {
+        let file = TensorFile::open(path)?;
+        let meta = |key: &str| file.metadata().get(key).map(String::as_str);
+        let Some(step) = meta("step").and_then(|s| s.parse().ok()) else {
+            return Err(Error::file(
+                path,
+                "is no checkpoint of sstep: it names no step",
+            ));
+        };
+        if meta("about") != Some(&self.options.about) {
+            return Err(Error::file(
+                path,
+                format!(
+                    "is a checkpoint of another run ({}), not of this one ({})",
+                    meta("about").unwrap_or("nothing is said of it"),
+                    self.options.about
+                ),
+            ));
+        }
+        let mut tensors = BTreeMap::new();
+        let mut state = OptimiserState::new();
+        for name in file.names() {
+            let tensor = file.tensor_as_is(name)?;
+            match name
+                .strip_prefix(STATE)
+                .and_then(|rest| rest.split_once('/'))
+            {
+                None => {
+                    tensors.insert(name.to_owned(), tensor);
+                }
+                Some((slot, param)) => {
+                    let slot = slot.parse().map_err(|_| Error::Tensor {
+                        name: name.to_owned(),
+                        reason: "is no optimiser state: no slot number".to_owned(),
+                    })?;
+                    state.insert((param.to_owned(), slot), tensor);
+                }
+            }
+        }
+        self.session.set_params(tensors)?;
+        self.session.set_optimiser_state(state)?;
+        self.session.set_n_steps(step);
+        self.saved = Some(path.to_path_buf());
+        Ok(())
+    }
+
+    /// Trains to the last step. `tell` hears of everything as it happens.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] at a loss that is not a number; whatever keeps a
+    /// sample from being read or a checkpoint from being written.
+    pub fn run(&mut self, tell: &mut dyn FnMut(TrainEvent<'_>)) -> Result<(), Error> {
+        let mut planned: Vec<Vec<usize>> = Vec::new();
+        while self.session.n_steps() < self.options.steps {
+            let step = self.session.n_steps();
+            let index = sample_of(step, self.data.len(), self.options.seed);
+            let sample = self.data.open(index)?;
+            let shape = sample.image.shape().dims().to_vec();
+            if !planned.contains(&shape) {
+                tell(TrainEvent::Planning {
+                    sample: &sample.name,
+                    shape: &shape,
+                });
+                let plan = self.session.plan(&shape)?;
+                tell(TrainEvent::Planned(&plan));
+                planned.push(shape);
+            }
+            let lr = self.options.lr * self.options.schedule.factor(step, self.options.steps);
+            let Step {
+                loss,
+                logits,
+                report,
+                plan,
+            } = self
+                .session
+                .step(sample.image, sample.label, lr, &mut |progress| {
+                    tell(TrainEvent::Progress {
+                        step: step + 1,
+                        progress,
+                    });
+                })?;
+            let done = TrainStep {
+                step: step + 1,
+                steps: self.options.steps,
+                sample: sample.name,
+                lr,
+                loss,
+                class: logits.and_then(|t| largest(&t.data)),
+                measured: report.measured,
+                plan,
+            };
+            tell(TrainEvent::Step(&done));
+            if !loss.is_finite() {
+                let checkpoint = self.saved.clone();
+                return Err(Error::Diverged {
+                    step: done.step,
+                    loss,
+                    checkpoint,
+                });
+            }
+            let last = done.step == self.options.steps;
+            if last
+                || done
+                    .step
+                    .is_multiple_of(self.options.checkpoint_every.max(1))
+            {
+                self.save(tell)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, tell: &mut dyn FnMut(TrainEvent<'_>)) -> Result<(), Error> {
+        let Some(path) = self.options.checkpoint.clone() else {
+            return Ok(());
+        };
+        let step = self.session.n_steps();
+        // An update can overflow although the loss before it was a number.
+        let finite = |data: &[T]| data.iter().all(|v| v.to_f64().is_finite());
+        if !self.session.params()?.values().all(|t| finite(&t.data)) {
+            let checkpoint = self.saved.clone();
+            return Err(Error::Diverged {
+                step,
+                loss: f64::NAN,
+                checkpoint,
+            });
+        }
+        let state = self.session.optimiser_state()?.clone();
+        let params = self.session.params()?;
+        let state = state
+            .iter()
+            .map(|((name, slot), t)| (format!("{STATE}{slot}/{name}"), t));
+        let tensors = params
+            .iter()
+            .map(|(name, t)| (name.clone(), t))
+            .chain(state);
+        let metadata = BTreeMap::from([
+            ("step".to_owned(), step.to_string()),
+            ("about".to_owned(), self.options.about.clone()),
+        ]);
+        params::save(&path, tensors, &metadata)?;
+        tell(TrainEvent::Saved(&path));
+        self.saved = Some(path);
+        Ok(())
+    }
+}
+
+/// Index of the largest of a single sample's logits; `None` if one is no number.
+fn largest<T: Element>(logits: &[T]) -> Option<usize> {
+    let mut best: Option<(usize, T)> = None;
+    for (i, &value) in logits.iter().enumerate() {
+        if value.is_nan() {
+            return None;
+        }
+        if best.is_none_or(|(_, b)| value > b) {
+            best = Some((i, value));
+        }
+    }
+    best.map(|(i, _)| i)
+}
