@@ -245,8 +245,11 @@ impl<'a> Builder<'a> {
                 for row in &mut self.rows[covered.clone()] {
                     row.push((window, credit));
                 }
-                if !reads {
-                    // It is there from the start of its stage.
+                if !reads && map.made > c.from {
+                    // It is there from the start of its stage if `x ∧ D`, which
+                    // is `x − u` once `u` is exact and not only bounded below.
+                    self.model.at_most(vec![(window, 1.0), (device, 1.0)], 1.0);
+                    self.model.at_most(vec![(window, 1.0), (x, -1.0)], 0.0);
                     for row in &mut self.rows[c.from..map.made.max(c.from)] {
                         row.push((x, map.size / self.unit));
                         row.push((window, -map.size / self.unit));

@@ -52,8 +52,6 @@ pub struct Effort {
 #[derive(Clone, Debug)]
 pub struct Solution {
     values: Vec<f64>,
-    /// Value of the objective.
-    pub objective: f64,
     /// Relative distance to the best bound proved.
     pub gap: f64,
 }
@@ -79,11 +77,6 @@ impl Model {
     fn column(&mut self, column: Column) -> Var {
         self.columns.push(column);
         Var(self.columns.len() - 1)
-    }
-
-    /// Number of binary columns.
-    pub fn n_binaries(&self) -> usize {
-        self.columns.iter().filter(|c| c.binary).count()
     }
 
     /// `Σ terms ≤ bound`.
@@ -148,7 +141,6 @@ impl Model {
             _ if solved.primal_solution_status() == HighsSolutionStatus::Feasible => {
                 Ok(Some(Solution {
                     values: solved.get_solution().columns().to_vec(),
-                    objective: solved.objective_value(),
                     gap: solved.mip_gap(),
                 }))
             }
