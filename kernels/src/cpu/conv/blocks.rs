@@ -9,7 +9,7 @@ use super::panel::Extents;
 use crate::view::Box4;
 
 /// Most floats of a panel: most of a typical second-level cache.
-const PANEL_FLOATS: usize = 48 << 10;
+pub(super) const PANEL_FLOATS: usize = 48 << 10;
 
 /// Floats of weights that four output channels may take of the first-level
 /// cache, in a tile's inner loop.
@@ -46,7 +46,7 @@ pub(super) struct Job {
     pub(super) sets: usize,
     /// Threads that want work.
     pub(super) workers: usize,
-    /// Floats of scratch.
+    /// Most floats of a panel and what is kept besides.
     pub(super) budget: usize,
 }
 
@@ -74,14 +74,13 @@ impl Blocks {
                 .map(|n| (n, len(s, n)))
                 .collect::<Vec<_>>()
         });
-        let budget = job.budget.min(PANEL_FLOATS);
         let mut best: Option<(f64, Blocks)> = None;
         for &(d, d_len) in &sizes[0] {
             for &(h, h_len) in &sizes[1] {
                 for &(w, w_len) in &sizes[2] {
                     let extents = Extents::new([d_len, h_len, w_len]);
                     let extra = job.extra * d * h * w.next_multiple_of(8);
-                    let left = budget.saturating_sub(extra + extents.floats(0));
+                    let left = job.budget.saturating_sub(extra + extents.floats(0));
                     let fit = (left / extents.channel).min(job.channels);
                     if fit == 0 || (fit < job.channels && job.extra > 0) {
                         continue;

@@ -2,7 +2,7 @@
 
 use super::blocks::{self, Blocks};
 use super::panel::{self, Axis, Extents, LANES};
-use super::tile::{Pos, Sums, tiles};
+use super::tile::{Pos, Sums, list_taps, tiles};
 use super::{Geom, tasks};
 use crate::Job;
 use crate::view::{In, Out};
@@ -59,7 +59,7 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         taps: g.taps(),
         sets,
         workers: wanted,
-        budget: tasks::share(scratch.len(), wanted),
+        budget: tasks::share(scratch.len(), wanted).min(blocks::PANEL_FLOATS),
     };
     let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
         return false;
@@ -137,6 +137,8 @@ unsafe fn compute(layer: &Layer, block: &Block, scratch: &mut [f32]) {
         let at = block.group * in_group + c;
         let panel = &mut scratch[..extents.floats(n_channels)];
         panel::fill(panel, &extents, &axes, x, block.n, at..at + n_channels);
+        let mut taps = taps.clone();
+        let listed = list_taps(n_channels, extents.channel, [&mut taps, &mut vec![]]);
         for k in block.outputs.clone().step_by(4) {
             let n_out = (block.outputs.end - k).min(4);
             let channel = block.group * out_group + k;
@@ -144,9 +146,9 @@ unsafe fn compute(layer: &Layer, block: &Block, scratch: &mut [f32]) {
             let sums = Sums {
                 panel,
                 x_channel: extents.channel,
-                channels: n_channels,
+                channels: listed,
                 taps: &taps,
-                w: &w[channel * filter + c * taps.len()..],
+                w: &w[channel * filter + c * g.taps()..],
                 w_out: filter,
                 w_step: 1,
                 out: base(out, block.n, channel, block.lo),

@@ -68,3 +68,8 @@ where
 pub(super) fn share(len: usize, n_workers: usize) -> usize {
     len / n_workers / (LINE / 4) * (LINE / 4)
 }
+
+/// So many floats and what is left of their last line.
+pub(super) fn whole_lines(floats: usize) -> usize {
+    floats.next_multiple_of(LINE / 4)
+}

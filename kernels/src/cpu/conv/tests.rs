@@ -465,3 +465,45 @@ proptest! {
         }
     }
 }
+
+/// The layers that see the most pixels: errors grow with the number of terms.
+#[test]
+fn long_sums_stay_accurate() {
+    let ones = [1; 3];
+    let attrs = ConvAttrs {
+        kernel: [3, 3, 1],
+        stride: ones,
+        dilation: ones,
+        pad_lo: [1, 1, 0],
+        pad_hi: [1, 1, 0],
+        groups: 1,
+    };
+    for ws in [0, 20_000, 2 << 20] {
+        let case = Case {
+            attrs,
+            x: Shape::map(1, 3, &[300, 1000]),
+            y: Shape::map(1, 4, &[300, 1000]),
+            w: Shape::new(&[4, 3, 3, 3]),
+            bias: false,
+            cut: [(0, 8); 4],
+            slack: 0,
+            ws: (ws, 0),
+            seed: 7,
+        };
+        let mut ops = operands::<f32>(&case);
+        // Like what follows a ReLU and a loss: neither has mean zero.
+        ops.x.iter_mut().for_each(|v| *v = v.max(0.0));
+        ops.y.iter_mut().for_each(|v| *v += 0.1);
+        let double = Operands {
+            x: ops.x.iter().map(|&v| f64::from(v)).collect(),
+            y: ops.y.iter().map(|&v| f64::from(v)).collect(),
+            w: vec![],
+            bias: vec![],
+        };
+        let exact = weights(&case, &double, &whole(case.y), true);
+        let found = weights(&case, &ops, &whole(case.y), false);
+        let error = norm(found.iter().zip(&exact).map(|(&f, e)| f64::from(f) - e));
+        let size = norm(exact.iter().copied());
+        assert!(error < 1e-6 * size, "{ws} bytes: {error} of {size}");
+    }
+}

@@ -18,6 +18,25 @@ const VECTORS: [usize; 5] = [0, 7, 5, 3, 3];
 /// Up to so many taps are listed for every channel.
 const FEW_TAPS: usize = 2;
 
+/// With one tap or two, a loop over them would cost as much as what it does:
+/// then the taps of all channels are listed as those of one. Returns the number
+/// of channels that are left.
+pub(super) fn list_taps(channels: usize, x_channel: usize, taps: [&mut Vec<usize>; 2]) -> usize {
+    if taps.iter().any(|taps| taps.len() > FEW_TAPS) {
+        return channels;
+    }
+    for taps in taps {
+        let one = std::mem::take(taps);
+        taps.reserve(channels * one.len());
+        for c in 0..channels {
+            for tap in &one {
+                taps.push(c * x_channel + tap);
+            }
+        }
+    }
+    1
+}
+
 /// Eight neighbouring outputs, or sixteen where two phases are stored side by
 /// side; fewer at the end of a row.
 #[derive(Clone, Copy, Debug)]
@@ -81,33 +100,17 @@ pub(super) unsafe fn tiles(n_out: usize, sums: &Sums, positions: &[Pos]) {
         sums.bias.is_none_or(|b| b.len() >= n_out),
         "each output channel has a bias"
     );
-    // With one tap or two, a loop over them would cost as much as what it does:
-    // all channels' taps are listed instead.
-    let few = |taps: &[usize]| taps.len() <= FEW_TAPS;
-    let flat = |taps: &[usize]| -> Vec<usize> {
-        let channels = (0..sums.channels).map(|c| c * sums.x_channel);
-        channels
-            .flat_map(|c| taps.iter().map(move |tap| c + tap))
-            .collect()
-    };
-    let (flat_taps, flat_between);
-    let mut sums = *sums;
-    if few(sums.taps) && sums.between.is_none_or(|(taps, _)| few(taps)) {
-        flat_taps = flat(sums.taps);
-        sums.taps = &flat_taps;
-        if let Some((taps, w)) = sums.between {
-            flat_between = flat(taps);
-            sums.between = Some((&flat_between, w));
-        }
-        sums.channels = 1;
-    }
     // SAFETY: as promised to this function and checked above.
     unsafe {
-        match n_out {
-            1 => rows::<1>(&sums, positions),
-            2 => rows::<2>(&sums, positions),
-            3 => rows::<3>(&sums, positions),
-            _ => rows::<4>(&sums, positions),
+        match (n_out, sums.between.is_some()) {
+            (1, false) => rows::<1, false>(sums, positions),
+            (2, false) => rows::<2, false>(sums, positions),
+            (3, false) => rows::<3, false>(sums, positions),
+            (_, false) => rows::<4, false>(sums, positions),
+            (1, true) => rows::<1, true>(sums, positions),
+            (2, true) => rows::<2, true>(sums, positions),
+            (3, true) => rows::<3, true>(sums, positions),
+            (_, true) => rows::<4, true>(sums, positions),
         }
     }
 }
@@ -126,9 +129,9 @@ fn check(n_out: usize, sums: &Sums, taps: &[usize], w: &[f32], positions: &[Pos]
 }
 
 /// # Safety
-/// As [`tiles`], for `K` output channels; reads of panel and weights in bounds.
+/// As [`tiles`], for `K` output channels and `TWO` phases; reads of panel and weights in bounds.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn rows<const K: usize>(sums: &Sums, mut positions: &[Pos]) {
+unsafe fn rows<const K: usize, const TWO: bool>(sums: &Sums, mut positions: &[Pos]) {
     let most = VECTORS[K];
     while !positions.is_empty() {
         let left = positions.len();
@@ -144,13 +147,13 @@ unsafe fn rows<const K: usize>(sums: &Sums, mut positions: &[Pos]) {
         // SAFETY: as promised to this function.
         unsafe {
             match n {
-                1 => tile::<K, 1>(sums, these),
-                2 => tile::<K, 2>(sums, these),
-                3 => tile::<K, 3>(sums, these),
-                4 if K < 3 => tile::<K, 4>(sums, these),
-                5 if K < 3 => tile::<K, 5>(sums, these),
-                6 if K < 2 => tile::<K, 6>(sums, these),
-                7 if K < 2 => tile::<K, 7>(sums, these),
+                1 => tile::<K, 1, TWO>(sums, these),
+                2 => tile::<K, 2, TWO>(sums, these),
+                3 => tile::<K, 3, TWO>(sums, these),
+                4 if K < 3 => tile::<K, 4, TWO>(sums, these),
+                5 if K < 3 => tile::<K, 5, TWO>(sums, these),
+                6 if K < 2 => tile::<K, 6, TWO>(sums, these),
+                7 if K < 2 => tile::<K, 7, TWO>(sums, these),
                 _ => unreachable!("no tile has more vectors than VECTORS"),
             }
         }
@@ -160,45 +163,75 @@ unsafe fn rows<const K: usize>(sums: &Sums, mut positions: &[Pos]) {
 /// # Safety
 /// As [`rows`]; `positions` has `V` entries.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const K: usize, const V: usize>(sums: &Sums, positions: &[Pos]) {
+unsafe fn tile<const K: usize, const V: usize, const TWO: bool>(sums: &Sums, positions: &[Pos]) {
     debug_assert_eq!(positions.len(), V);
+    let at = |k: usize, pos: &Pos| sums.out.wrapping_add(k * sums.out_channel + pos.out);
+    for k in 0..K {
+        for pos in positions {
+            prefetch_to_write(at(k, pos), if TWO { 2 } else { sums.out_step });
+        }
+    }
     let mut acc = [[_mm256_setzero_ps(); V]; K];
-    let mut between = [[_mm256_setzero_ps(); V]; K];
     // SAFETY: bounds as promised to this function.
     unsafe {
+        if !TWO {
+            if !sums.first {
+                for (k, acc) in acc.iter_mut().enumerate() {
+                    for (acc, pos) in acc.iter_mut().zip(positions) {
+                        *acc = load(at(k, pos), sums.out_step, pos.lanes);
+                    }
+                }
+            }
+            accumulate(&mut acc, sums, sums.taps, sums.w, positions);
+            for (k, acc) in acc.iter_mut().enumerate() {
+                let bias = sums.bias.map(|bias| _mm256_set1_ps(bias[k]));
+                for (acc, pos) in acc.iter_mut().zip(positions) {
+                    if let Some(bias) = bias {
+                        *acc = _mm256_add_ps(*acc, bias);
+                    }
+                    store(at(k, pos), sums.out_step, pos.lanes, *acc);
+                }
+            }
+            return;
+        }
+        // The first phase waits in memory for the second: each fills the registers.
+        let mut between = [[_mm256_setzero_ps(); V]; K];
         if !sums.first {
             for k in 0..K {
                 for (i, pos) in positions.iter().enumerate() {
-                    let from = sums.out.add(k * sums.out_channel + pos.out);
-                    if sums.between.is_some() {
-                        (acc[k][i], between[k][i]) = load_two(from, pos.lanes);
-                    } else {
-                        acc[k][i] = load(from, sums.out_step, pos.lanes);
-                    }
+                    (acc[k][i], between[k][i]) = load_two(at(k, pos), pos.lanes);
                 }
             }
         }
         accumulate(&mut acc, sums, sums.taps, sums.w, positions);
         if let Some((taps, w)) = sums.between {
-            // The first phase waits in memory: each fills the registers.
             accumulate(&mut between, sums, taps, w, positions);
         }
         for k in 0..K {
-            if let Some(bias) = sums.bias {
-                let bias = _mm256_set1_ps(bias[k]);
-                for i in 0..V {
+            let bias = sums.bias.map(|bias| _mm256_set1_ps(bias[k]));
+            for (i, pos) in positions.iter().enumerate() {
+                if let Some(bias) = bias {
                     acc[k][i] = _mm256_add_ps(acc[k][i], bias);
                     between[k][i] = _mm256_add_ps(between[k][i], bias);
                 }
+                store_two(at(k, pos), pos.lanes, acc[k][i], between[k][i]);
             }
-            for (i, pos) in positions.iter().enumerate() {
-                let to = sums.out.add(k * sums.out_channel + pos.out);
-                if sums.between.is_some() {
-                    store_two(to, pos.lanes, acc[k][i], between[k][i]);
-                } else {
-                    store(to, sums.out_step, pos.lanes, acc[k][i]);
-                }
-            }
+        }
+    }
+}
+
+/// Asks for the lines of a vector of outputs while its sums are computed, lest
+/// stores wait for them.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn prefetch_to_write(to: *mut f32, step: usize) {
+    // SAFETY: prefetching has no effect on memory, wherever it points. (Some
+    // compilers know that and find nothing unsafe.)
+    #[allow(unused_unsafe)]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+        if step > 1 {
+            _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(2 * LANES - 1).cast());
         }
     }
 }

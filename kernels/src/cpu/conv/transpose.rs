@@ -10,7 +10,7 @@
 use super::blocks::{self, Blocks};
 use super::direct::base;
 use super::panel::{self, Axis, Extents, LANES};
-use super::tile::{Pos, Sums, tiles};
+use super::tile::{Pos, Sums, list_taps, tiles};
 use super::{Geom, tasks};
 use crate::Job;
 use crate::view::{In, Out};
@@ -78,7 +78,7 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
     let part = (tiles_fit * TILE).min(out_group.next_multiple_of(TILE));
     let parts = out_group.div_ceil(part);
     let part = out_group.div_ceil(parts).next_multiple_of(TILE);
-    let (weights, scratch) = scratch.split_at_mut(part / TILE * per_tile);
+    let (weights, scratch) = scratch.split_at_mut(tasks::whole_lines(part / TILE * per_tile));
     let to_cut = blocks::Job {
         extent,
         channels: in_group,
@@ -88,7 +88,7 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
         taps: taps_met,
         sets,
         workers: wanted,
-        budget: tasks::share(scratch.len(), wanted),
+        budget: tasks::share(scratch.len(), wanted).min(blocks::PANEL_FLOATS),
     };
     // Where a block begins decides how many sources its phases span.
     let longest = |s: usize, n: usize| {
@@ -230,28 +230,39 @@ unsafe fn compute(
         let from = group * in_group + k;
         let panel = &mut scratch[..extents.floats(n_channels)];
         panel::fill(panel, &extents, &axes, x, n, from..from + n_channels);
+        let mut listed = Vec::with_capacity(subs.len());
+        for sub in &subs {
+            let mut taps = sub.taps.clone();
+            let mut between = sub
+                .between
+                .as_ref()
+                .map_or(vec![], |(taps, _)| taps.clone());
+            let both = [&mut taps, &mut between];
+            let channels = list_taps(n_channels, extents.channel, both);
+            listed.push((channels, taps, between));
+        }
         for (tile, c) in layer.outputs.clone().step_by(TILE).enumerate() {
             let n_out = (layer.outputs.end - c).min(TILE);
             let channel = group * out_group + c;
             let last = k + n_channels == in_group;
-            for sub in &subs {
-                let weights = |before: usize, taps: &[usize]| {
-                    let within = (before * in_group + k * taps.len()) * TILE;
+            for (sub, (channels, taps, between)) in subs.iter().zip(&listed) {
+                let weights = |before: usize, n_taps: usize| {
+                    let within = (before * in_group + k * n_taps) * TILE;
                     &layer.weights[(group * n_tiles + tile) * tile_floats + within..]
                 };
-                let between = sub.between.as_ref();
+                let second = sub.between.as_ref();
                 let sums = Sums {
                     panel,
                     x_channel: extents.channel,
-                    channels: n_channels,
-                    taps: &sub.taps,
-                    w: weights(sub.before, &sub.taps),
+                    channels: *channels,
+                    taps,
+                    w: weights(sub.before, sub.taps.len()),
                     w_out: 1,
                     w_step: TILE,
                     out: base(out, n, channel, sub.at),
                     out_channel: out.layout().strides[1],
                     out_step: g.stride[2],
-                    between: between.map(|(taps, before)| (&taps[..], weights(*before, taps))),
+                    between: second.map(|(t, before)| (&between[..], weights(*before, t.len()))),
                     first: k == 0,
                     bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
                 };

@@ -22,8 +22,19 @@ use super::{Geom, tasks};
 use crate::Job;
 use crate::view::In;
 
-/// Most channels of `x` or `ȳ` in one task, so that both panels fit the cache.
-const PART: usize = 64;
+/// Most channels of `x` and of `ȳ` in one task: few, so that both panels fit the
+/// cache with long rows, because a dot product should be long against adding it
+/// up; but more where few taps share the cost of packing them.
+fn most_channels(g: &Geom) -> (usize, usize) {
+    if g.taps() <= 2 { (64, 128) } else { (32, 64) }
+}
+
+/// Most floats of both panels. They are streamed through, and may be larger than
+/// those that tiles jump around in.
+const PANEL_FLOATS: usize = 80 << 10;
+
+/// Channels of `ȳ` of a tile.
+const TILE: usize = 4;
 
 /// Columns of a tile of so many channels of `ȳ`: accumulators, as many columns
 /// and one vector of `ȳ` fit the sixteen registers.
@@ -37,15 +48,20 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     let region = &job.region;
     let macs = w.len() * region.points();
     let wanted = tasks::n_workers(usize::MAX, macs);
+    let most = most_channels(g);
     let (outs, ins) = parts(g, in_group, out_group, wanted);
     let n_outs = out_group.div_ceil(outs);
     let n_ins = in_group.div_ceil(ins);
     let n_tasks = g.groups * n_outs * n_ins;
     let workers = wanted.min(n_tasks);
 
-    // Sums in doubles, if they leave half of the scratch.
-    let doubles = Some(2 * w.len()).filter(|&n| n <= scratch.len() / 2);
-    let (sums, scratch) = scratch.split_at_mut(doubles.unwrap_or(0));
+    // Sums in doubles, `[group][tile][column][4]`, if they leave half of the
+    // scratch.
+    let columns = in_group * g.taps();
+    let n_sums = g.groups * out_group.div_ceil(TILE) * columns * TILE;
+    let sums_floats = tasks::whole_lines(2 * n_sums);
+    let has_sums = sums_floats <= scratch.len() / 2;
+    let (sums, scratch) = scratch.split_at_mut(if has_sums { sums_floats } else { 0 });
     // SAFETY: any bytes are a valid `f64`; scratch begins at a cache line.
     let (before, sums, _) = unsafe { sums.align_to_mut::<f64>() };
     assert!(before.is_empty(), "scratch is aligned");
@@ -55,19 +71,22 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     // of balance: the order of addition is then the same for any number of them.
     let to_cut = blocks::Job {
         extent: [0, 1, 2].map(|s| region.s(s).len()),
-        channels: in_group.min(PART),
-        macs: out_group.min(PART) * g.taps(),
+        channels: in_group.min(most.0),
+        macs: out_group.min(most.1) * g.taps(),
         outputs: 0,
-        extra: out_group.min(PART),
+        extra: out_group.min(most.1),
         taps: 1,
         sets: 1,
         workers: 1,
-        budget: tasks::share(scratch.len(), workers),
+        budget: tasks::share(scratch.len(), workers).min(PANEL_FLOATS),
     };
     let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
         return false;
     };
-    let n_sums = sums.len();
+    let sums = DisjointMut {
+        base: sums.as_mut_ptr(),
+        len: sums.len(),
+    };
     let layer = Layer {
         g,
         job,
@@ -76,10 +95,7 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
             base: w.as_mut_ptr(),
             len: w.len(),
         },
-        sums: (n_sums > 0).then_some(DisjointMut {
-            base: sums.as_mut_ptr(),
-            len: n_sums,
-        }),
+        sums: has_sums.then_some(sums),
     };
     tasks::run(n_tasks, workers, scratch, |index, scratch| {
         let (index, c) = (index / n_ins, index % n_ins * ins);
@@ -101,12 +117,14 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
 /// little packing of the same channels by several tasks as possible.
 fn parts(g: &Geom, in_group: usize, out_group: usize, workers: usize) -> (usize, usize) {
     let wanted = workers.div_ceil(g.groups);
-    let cuts = |channels: usize, step: usize| {
-        (channels.div_ceil(PART)..=channels.div_ceil(step).max(channels.div_ceil(PART)))
-            .map(move |n| channels.div_ceil(n).next_multiple_of(step).min(channels))
+    let most = most_channels(g);
+    let cuts = |channels: usize, most: usize, step: usize| {
+        let least = channels.div_ceil(most);
+        (least..=channels.div_ceil(step).min(least + 2 * workers))
+            .map(move |n| channels.div_ceil(n).next_multiple_of(step))
     };
-    let best = cuts(out_group, 4)
-        .flat_map(|k| cuts(in_group, 1).map(move |c| (k, c)))
+    let best = cuts(out_group, most.1, TILE)
+        .flat_map(|k| cuts(in_group, most.0, 1).map(move |c| (k, c)))
         .map(|(k, c)| {
             let tasks = out_group.div_ceil(k) * in_group.div_ceil(c);
             // Work of the busiest thread in multiply-adds, and copies at ten each.
@@ -141,6 +159,20 @@ impl Part {
     /// Where the weights of output channel `k` of this part lie in `w`.
     fn at(&self, k: usize, taps: usize) -> usize {
         ((self.group * self.out_group + k) * self.in_group + self.c.start) * taps
+    }
+}
+
+impl Part {
+    /// The sums of the tile from output channel `k` on.
+    ///
+    /// # Safety
+    /// No other slice of them is alive.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn sums<'s>(&self, sums: &'s DisjointMut<f64>, k: usize, taps: usize) -> &'s mut [f64] {
+        let tile = self.group * self.out_group.div_ceil(TILE) + k / TILE;
+        let at = (tile * self.in_group + self.c.start) * taps * TILE;
+        // SAFETY: as promised to this function.
+        unsafe { sums.part(at, self.c.len() * taps * TILE) }
     }
 }
 
@@ -180,37 +212,47 @@ unsafe fn compute(layer: &Layer, part: &Part, scratch: &mut [f32]) {
                 rows: &rows(size, &extents),
                 vectors: row / LANES,
             };
-            for k in (0..part.k.len()).step_by(4) {
-                let n_out = (part.k.len() - k).min(4);
-                // SAFETY: this task alone has these weights.
-                let add = |i: usize, column: usize, dots: &[f32]| unsafe {
-                    let at = part.at(part.k.start + k + i, g.taps()) + column;
-                    match &layer.sums {
-                        Some(sums) => {
-                            let to = sums.part(at, dots.len());
+            for k in (0..part.k.len()).step_by(TILE) {
+                let n_out = (part.k.len() - k).min(TILE);
+                let k_at = part.k.start + k;
+                match &layer.sums {
+                    Some(sums) => {
+                        // SAFETY: this task alone has these weights.
+                        let sums = unsafe { part.sums(sums, k_at, g.taps()) };
+                        streams.correlate(k, n_out, columns, |column, dots| {
+                            let to = &mut sums[column * TILE..][..TILE];
                             to.iter_mut()
                                 .zip(dots)
-                                .for_each(|(s, &d)| *s += f64::from(d));
-                        }
-                        None => {
-                            let to = layer.w.part(at, dots.len());
-                            to.iter_mut().zip(dots).for_each(|(w, &d)| *w += d);
-                        }
+                                .for_each(|(s, d)| *s += f64::from(d));
+                        });
                     }
-                };
-                streams.correlate(k, n_out, columns, add);
+                    None => {
+                        let mut rows: [&mut [f32]; TILE] = Default::default();
+                        for (i, row) in rows.iter_mut().enumerate().take(n_out) {
+                            // SAFETY: this task alone has these weights.
+                            *row = unsafe { layer.w.part(part.at(k_at + i, g.taps()), columns) };
+                        }
+                        streams.correlate(k, n_out, columns, |column, dots| {
+                            for (row, dot) in rows.iter_mut().zip(dots).take(n_out) {
+                                row[column] += dot;
+                            }
+                        });
+                    }
+                }
             }
         }
     }
-    if let Some(sums) = &layer.sums {
-        for k in part.k.clone() {
-            let at = part.at(k, g.taps());
-            // SAFETY: this task alone has these weights.
-            let (w, sums) = unsafe { (layer.w.part(at, columns), sums.part(at, columns)) };
-            w.iter_mut()
-                .zip(sums)
-                .for_each(|(w, sum)| *w += *sum as f32);
-        }
+    let Some(sums) = &layer.sums else { return };
+    for k in part.k.clone() {
+        // SAFETY: this task alone has these weights.
+        let (w, sums) = unsafe {
+            let tile = part.sums(sums, k - (k - part.k.start) % TILE, g.taps());
+            (layer.w.part(part.at(k, g.taps()), columns), tile)
+        };
+        let sums = sums.iter().skip((k - part.k.start) % TILE).step_by(TILE);
+        w.iter_mut()
+            .zip(sums)
+            .for_each(|(w, &sum)| *w += sum as f32);
     }
 }
 
@@ -258,7 +300,7 @@ struct Streams<'a> {
 
 impl Streams<'_> {
     /// Correlates `n_out ≤ 4` channels of `ȳ` from `k` on with all `columns`
-    /// (channel, tap); calls `add(i, column, dots)` for neighbouring columns.
+    /// (channel, tap); calls `add(column, dots)`, the dots beyond `n_out` zero.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     fn correlate(
@@ -266,7 +308,7 @@ impl Streams<'_> {
         k: usize,
         n_out: usize,
         columns: usize,
-        mut add: impl FnMut(usize, usize, &[f32]),
+        mut add: impl FnMut(usize, [f32; TILE]),
     ) {
         // The kernels do not check bounds, so this is checked for all at once.
         let n_taps = self.taps.len();
@@ -291,8 +333,8 @@ impl Streams<'_> {
                             *from = at(column + i);
                         }
                         let dots = self.dots::<$k, $q>(k, from);
-                        for (i, dots) in dots.iter().enumerate() {
-                            add(i, column, dots);
+                        for (i, dots) in dots.into_iter().enumerate() {
+                            add(column + i, dots);
                         }
                     }};
                 }
@@ -321,7 +363,8 @@ impl Streams<'_> {
         }
     }
 
-    /// Dot products of channels `k..k + K` of `ȳ` with the columns at `from`.
+    /// Dot products of each of the columns at `from` with channels `k..k + K`
+    /// of `ȳ`, zeros after them.
     ///
     /// # Safety
     /// The machine has AVX2 and FMA; all rows lie within the panels.
@@ -330,7 +373,7 @@ impl Streams<'_> {
         &self,
         k: usize,
         from: [usize; Q],
-    ) -> [[f32; Q]; K] {
+    ) -> [[f32; TILE]; Q] {
         let mut acc = [[_mm256_setzero_ps(); Q]; K];
         let mut y = self.y.as_ptr().wrapping_add(k * self.y_channel);
         for &row in self.rows {
@@ -350,23 +393,31 @@ impl Streams<'_> {
                 y = y.wrapping_add(LANES);
             }
         }
-        let mut dots = [[0.0; Q]; K];
-        for (dots, acc) in dots.iter_mut().zip(&acc) {
-            for (dot, &acc) in dots.iter_mut().zip(acc) {
-                *dot = sum(acc);
+        let mut dots = [[0.0; TILE]; Q];
+        for (q, dots) in dots.iter_mut().enumerate() {
+            let mut four = [_mm256_setzero_ps(); TILE];
+            for (four, acc) in four.iter_mut().zip(&acc) {
+                *four = acc[q];
             }
+            *dots = sum(four);
         }
         dots
     }
 }
 
-/// Sum of the lanes.
+/// The sum of the lanes of each of four vectors.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn sum(v: __m256) -> f32 {
-    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+fn sum([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    let sums = _mm_add_ps(
+        _mm256_castps256_ps128(pairs),
+        _mm256_extractf128_ps::<1>(pairs),
+    );
+    let mut all = [0.0; 4];
+    // SAFETY: four floats go where there are four.
+    unsafe { _mm_storeu_ps(all.as_mut_ptr(), sums) };
+    all
 }
 
 /// Eight positions: `acc[k][i] += x[i][at…] · y[k·y_channel…]`.
