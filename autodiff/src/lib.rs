@@ -9,7 +9,9 @@ mod op;
 mod ops;
 mod region;
 mod tape;
+mod text;
 mod ty;
+mod verify;
 
 pub use build::{Attention, ConvSpec, PoolSpec};
 pub use error::{ShapeReason, TapeError};

@@ -17,6 +17,8 @@ mod window;
 
 pub(crate) use check::ty as checked_ty;
 
+use std::collections::HashSet;
+
 use crate::error::{ShapeReason, TapeError};
 use crate::grad::Vjp;
 use crate::op::Op;
@@ -209,6 +211,18 @@ pub(crate) fn check_links(tape: &Tape, op: &Op, inputs: &[NodeId]) -> Checked {
         norm::check_moments(tape, a, inputs[0], inputs[1])?;
     }
     Ok(())
+}
+
+/// Checks a finished node against its inputs, all of which must be in `seen`.
+pub(crate) fn check_node(tape: &Tape, id: NodeId, seen: &HashSet<NodeId>) -> Checked {
+    let node = tape.node(id);
+    ensure!(
+        node.inputs.iter().all(|i| seen.contains(i)),
+        "its inputs must come before it"
+    );
+    let ty = infer(&node.op, &tape.input_tys(id))?;
+    ensure!(ty == node.ty, "its type is {ty}, not {}", node.ty);
+    check_links(tape, &node.op, &node.inputs)
 }
 
 /// Checks the type of a leaf. The text form writes no forms, so they follow
