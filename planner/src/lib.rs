@@ -81,7 +81,7 @@ pub fn plan(
         return Err(PlanError::ZeroBudget);
     }
     let program = Program::new(tape, spec)?;
-    let program = rewrite::rewrite(&program)?;
+    let (program, _) = rewrite::rewrite(&program, machine)?;
     let planner = Planner { program: &program, machine, budget, strategy };
     let plan = match strategy {
         Strategy::Streaming => planner.streaming()?,
