@@ -40,8 +40,8 @@ pub trait Real:
     fn exp(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
-    /// Error function.
-    fn erf(self) -> Self;
+    /// `Φ`, the normal distribution below it: `½ erfc(−x / √2)`.
+    fn normal_below(self) -> Self;
     /// `ln(1 + self)` of a number from 0 to 1.
     fn ln_1p(self) -> Self;
     /// Square root.
@@ -51,7 +51,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ty, $dtype:expr, $exp:expr, $tanh:expr, $erf:expr, $ln_1p:expr, $as_f32:expr) => {
+    ($t:ty, $dtype:expr, $exp:expr, $tanh:expr, $normal_below:expr, $ln_1p:expr, $as_f32:expr) => {
         impl Real for $t {
             const DTYPE: DType = $dtype;
             const ZERO: Self = 0.0;
@@ -82,8 +82,8 @@ macro_rules! real {
                 $tanh(self)
             }
             #[inline(always)]
-            fn erf(self) -> Self {
-                $erf(self)
+            fn normal_below(self) -> Self {
+                $normal_below(self)
             }
             #[inline(always)]
             fn ln_1p(self) -> Self {
@@ -105,7 +105,7 @@ real!(
     DType::F32,
     math::exp_f32,
     math::tanh_f32,
-    libm::erff,
+    math::normal_below_f32,
     math::ln_1p_f32,
     Some
 );
@@ -114,7 +114,7 @@ real!(
     DType::F64,
     f64::exp,
     f64::tanh,
-    libm::erf,
+    math::normal_below_f64,
     f64::ln_1p,
     |_| None
 );

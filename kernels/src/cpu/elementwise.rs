@@ -2,27 +2,35 @@
 
 use sstep_autodiff::{Form, Saved, UnaryKind};
 
-use super::lanes::{self, map1, map2, update1, update2};
+use super::lanes::{self, map1, map2, update1, update2, wide};
 use super::parts::{Channels, STREAM, each_part, each_row, region, repeated, row_of};
 use crate::Job;
 use crate::real::Real;
 use crate::view::Out;
 
-/// `y = f(x)` for each element.
-fn unary_with<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(T) -> T + Sync) {
+/// `y = f(x)` for each row.
+fn unary_rows<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(&[T], &mut [T]) + Sync) {
     let x = &job.inputs[0];
     if out.layout().form == Form::Flat {
-        return map1(x.flat(), out.flat(), f);
+        return f(x.flat(), out.flat());
     }
     each_row(out, &job.region, |n, c, d, h, y| {
-        let w = job.region.s(2);
-        map1(x.row(n, c, d, h, w), y, &f);
+        f(x.row(n, c, d, h, job.region.s(2)), y)
     });
+}
+
+/// `y = f(x)` for each element.
+fn unary_with<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(T) -> T + Copy + Sync) {
+    unary_rows(job, out, |x, y| map1(x, y, f));
 }
 
 /// `y = f(a, b)` for each element; `b` may be flat or of one channel, and is
 /// then repeated.
-fn binary_with<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(T, T) -> T + Sync) {
+fn binary_with<T: Real>(
+    job: &Job<'_, T>,
+    out: &mut Out<'_, T>,
+    f: impl Fn(T, T) -> T + Copy + Sync,
+) {
     let (a, b) = (&job.inputs[0], &job.inputs[1]);
     if out.layout().form == Form::Flat && a.layout().shape == b.layout().shape {
         return map2(a.flat(), b.flat(), out.flat(), f);
@@ -34,7 +42,7 @@ fn binary_with<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(T, T)
             let b = repeated(b, n, c);
             map1(a, y, |a| f(a, b));
         } else {
-            map2(a, row_of(b, [n, c, d, h], &region.s(2)), y, &f);
+            map2(a, row_of(b, [n, c, d, h], &region.s(2)), y, f);
         }
     });
 }
@@ -47,12 +55,33 @@ pub(super) fn unary<T: Real>(kind: &UnaryKind, job: &Job<'_, T>, out: &mut Out<'
             let slope = T::from_f64(slope.get());
             unary_with(job, out, move |x| if x > T::ZERO { x } else { slope * x });
         }
-        UnaryKind::Gelu => unary_with(job, out, |x| x * normal_below(x)),
+        UnaryKind::Gelu => unary_rows(job, out, gelu),
         UnaryKind::Silu => unary_with(job, out, |x| x * sigmoid(x)),
         UnaryKind::Sigmoid => unary_with(job, out, sigmoid),
         UnaryKind::Tanh => unary_with(job, out, T::tanh),
         UnaryKind::Exp => unary_with(job, out, T::exp),
     }
+}
+
+/// `x̄ = f(saved, ȳ)` for each row.
+fn grad_rows<T: Real>(
+    job: &Job<'_, T>,
+    out: &mut Out<'_, T>,
+    f: impl Fn(&[T], &[T], &mut [T]) + Sync,
+) {
+    let (s, g) = (&job.inputs[0], &job.inputs[1]);
+    if out.layout().form == Form::Flat {
+        return f(s.flat(), g.flat(), out.flat());
+    }
+    each_row(out, &job.region, |n, c, d, h, x| {
+        let w = job.region.s(2);
+        f(s.row(n, c, d, h, w.clone()), g.row(n, c, d, h, w), x);
+    });
+}
+
+/// `x̄ = f(saved, ȳ)` for each element.
+fn grad_with<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(T, T) -> T + Copy + Sync) {
+    grad_rows(job, out, |s, g, x| map2(s, g, x, f));
 }
 
 /// `(saved, ȳ)` → `x̄`.
@@ -69,7 +98,7 @@ pub(super) fn unary_grad<T: Real>(
     let nan = T::from_f64(f64::NAN);
     match (kind, saved) {
         (UnaryKind::Relu, Saved::Input | Saved::Output) => {
-            binary_with(job, out, |s, g| if s <= T::ZERO { T::ZERO } else { g });
+            grad_with(job, out, |s, g| if s <= T::ZERO { T::ZERO } else { g });
         }
         (UnaryKind::LeakyRelu(slope), Saved::Input | Saved::Output) => {
             let slope = T::from_f64(slope.get());
@@ -79,33 +108,26 @@ pub(super) fn unary_grad<T: Real>(
                 move |s, g| if s > T::ZERO { g } else { slope * g },
             );
         }
-        (UnaryKind::Gelu, Saved::Input) => {
-            let scale = T::from_f64((2.0 * std::f64::consts::PI).sqrt().recip());
-            let half = T::from_f64(0.5);
-            binary_with(job, out, move |x, g| {
-                let density = scale * (-(half * x * x)).exp();
-                g * (normal_below(x) + x * density)
-            });
-        }
-        (UnaryKind::Silu, Saved::Input) => binary_with(job, out, |x, g| {
+        (UnaryKind::Gelu, Saved::Input) => grad_rows(job, out, gelu_grad),
+        (UnaryKind::Silu, Saved::Input) => grad_with(job, out, |x, g| {
             let s = sigmoid(x);
             g * (s * (T::ONE + x * (T::ONE - s)))
         }),
-        (UnaryKind::Gelu | UnaryKind::Silu, Saved::Output) => binary_with(job, out, |_, _| nan),
-        (UnaryKind::Sigmoid, Saved::Input) => binary_with(job, out, |x, g| {
+        (UnaryKind::Gelu | UnaryKind::Silu, Saved::Output) => grad_with(job, out, |_, _| nan),
+        (UnaryKind::Sigmoid, Saved::Input) => grad_with(job, out, |x, g| {
             let s = sigmoid(x);
             g * (s * (T::ONE - s))
         }),
         (UnaryKind::Sigmoid, Saved::Output) => {
-            binary_with(job, out, |s, g| g * (s * (T::ONE - s)));
+            grad_with(job, out, |s, g| g * (s * (T::ONE - s)));
         }
-        (UnaryKind::Tanh, Saved::Input) => binary_with(job, out, |x, g| {
+        (UnaryKind::Tanh, Saved::Input) => grad_with(job, out, |x, g| {
             let y = x.tanh();
             g * (T::ONE - y * y)
         }),
-        (UnaryKind::Tanh, Saved::Output) => binary_with(job, out, |y, g| g * (T::ONE - y * y)),
-        (UnaryKind::Exp, Saved::Input) => binary_with(job, out, |x, g| g * x.exp()),
-        (UnaryKind::Exp, Saved::Output) => binary_with(job, out, |y, g| g * y),
+        (UnaryKind::Tanh, Saved::Output) => grad_with(job, out, |y, g| g * (T::ONE - y * y)),
+        (UnaryKind::Exp, Saved::Input) => grad_with(job, out, |x, g| g * x.exp()),
+        (UnaryKind::Exp, Saved::Output) => grad_with(job, out, |y, g| g * y),
     }
 }
 
@@ -115,11 +137,28 @@ pub(super) fn sigmoid<T: Real>(x: T) -> T {
     T::ONE / (T::ONE + (-x).exp())
 }
 
-/// `Φ(x)`, the normal distribution below `x`.
-#[inline(always)]
-fn normal_below<T: Real>(x: T) -> T {
-    let half = T::from_f64(0.5);
-    half * (T::ONE + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
+// A closure as long as these two would be called for each element; as loops of
+// their own they are vectorised.
+
+wide! {
+    /// `x Φ(x)`.
+    fn gelu[T: Real](x: &[T], y: &mut [T]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x * x.normal_below();
+        }
+    }
+}
+
+wide! {
+    /// `ȳ (Φ(x) + x φ(x))`, `φ` being the normal density.
+    fn gelu_grad[T: Real](x: &[T], g: &[T], out: &mut [T]) {
+        let scale = 0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+        let (scale, half) = (T::from_f64(scale), T::from_f64(0.5));
+        for ((out, &x), &g) in out.iter_mut().zip(x).zip(g) {
+            let density = scale * (-(half * x * x)).exp();
+            *out = g * (x.normal_below() + x * density);
+        }
+    }
 }
 
 /// `(a, b)` → sum.

@@ -8,39 +8,25 @@
 use std::ops::Range;
 
 use super::elementwise::{TOGETHER, pieces, sigmoid};
-use super::lanes::{larger, map1, map2, sum1, sum2, update1};
+use super::lanes::{larger, map1, map2, sum1, sum2, update1, update2, wide};
 use super::parts::{Channels, STREAM, each_part, each_row, reduce, region};
 use crate::Job;
 use crate::real::Real;
 use crate::view::{Box4, In, Out};
 
-/// Largest logit and sum of `e^(x − largest)` over the channels of one piece of
-/// a row.
-struct Exponentials<T> {
-    most: [T; TOGETHER],
-    total: [T; TOGETHER],
+/// The largest logit of each position of a piece of a row.
+fn largest<T: Real>(x: &In<'_, T>, [n, d, h]: [usize; 3], w: &Range<usize>) -> [T; TOGETHER] {
+    let mut most = [T::NEG_INFINITY; TOGETHER];
+    for c in 0..x.dims()[1] {
+        update1(&mut most, x.row(n, c, d, h, w.clone()), larger);
+    }
+    most
 }
 
-impl<T: Real> Exponentials<T> {
-    fn of(x: &In<'_, T>, [n, d, h]: [usize; 3], w: &Range<usize>) -> Self {
-        let mut all = Exponentials {
-            most: [T::NEG_INFINITY; TOGETHER],
-            total: [T::ZERO; TOGETHER],
-        };
-        let (most, total) = (&mut all.most[..w.len()], &mut all.total[..w.len()]);
-        for c in 0..x.dims()[1] {
-            update1(most, x.row(n, c, d, h, w.clone()), larger);
-        }
-        let mut e = [T::ZERO; TOGETHER];
-        let e = &mut e[..w.len()];
-        for c in 0..x.dims()[1] {
-            map2(x.row(n, c, d, h, w.clone()), most, e, |x, most| {
-                (x - most).exp()
-            });
-            update1(total, e, |t, e| t + e);
-        }
-        all
-    }
+/// `e^(x − most)`.
+#[inline(always)]
+fn exponential<T: Real>(x: T, most: T) -> T {
+    (x - most).exp()
 }
 
 /// The class that a label names.
@@ -62,12 +48,17 @@ pub(super) fn cross_entropy<T: Real>(inputs: &[In<'_, T>], region: &Box4, state:
             let mut loss = 0.0;
             for (d, h) in b.rows() {
                 for w in pieces(&b.w) {
-                    let all = Exponentials::of(x, [b.n, d, h], &w);
+                    let most = largest(x, [b.n, d, h], &w);
+                    let (mut e, mut total) = ([T::ZERO; TOGETHER], [T::ZERO; TOGETHER]);
+                    for c in 0..classes {
+                        map2(x.row(b.n, c, d, h, w.clone()), &most, &mut e, exponential);
+                        update1(&mut total, &e, |t, e| t + e);
+                    }
                     let labels = labels.row(b.n, 0, d, h, w.clone());
                     for (i, &label) in labels.iter().enumerate() {
                         loss += class(label, classes).map_or(f64::NAN, |c| {
                             let x = x.row(b.n, c, d, h, w.start + i..w.start + i + 1)[0];
-                            all.total[i].to_f64().ln() + (all.most[i].to_f64() - x.to_f64())
+                            total[i].to_f64().ln() + (most[i].to_f64() - x.to_f64())
                         });
                     }
                 }
@@ -90,14 +81,19 @@ pub(super) fn cross_entropy_grad<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>
         for h in part.h.clone() {
             for w in pieces(&part.w) {
                 let at = w.start - part.w.start..w.end - part.w.start;
-                let all = Exponentials::of(x, [n, d, h], &w);
-                // A label that names no class spoils every channel.
+                let most = largest(x, [n, d, h], &w);
                 let mut scale = [T::ZERO; TOGETHER];
+                for c in 0..classes {
+                    let y = &mut part.row(c, h)[at.clone()];
+                    map2(x.row(n, c, d, h, w.clone()), &most, y, exponential);
+                    update1(&mut scale, y, |total, y| total + y);
+                }
+                // A label that names no class spoils every channel.
                 let labels = labels.row(n, 0, d, h, w.clone());
-                for ((s, &total), &label) in scale.iter_mut().zip(&all.total).zip(labels) {
+                for (s, &label) in scale.iter_mut().zip(labels) {
                     let known = class(label, classes).is_some();
                     *s = if known {
-                        share / total
+                        share / *s
                     } else {
                         T::from_f64(f64::NAN)
                     };
@@ -105,23 +101,22 @@ pub(super) fn cross_entropy_grad<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>
                 for c in 0..classes {
                     let y = &mut part.row(c, h)[at.clone()];
                     let this = T::from_f64(c as f64);
-                    map2(x.row(n, c, d, h, w.clone()), &all.most, y, |x, most| {
-                        (x - most).exp()
+                    update2(y, &scale, labels, |y, scale, label| {
+                        let p = y * scale;
+                        if label == this { p - share } else { p }
                     });
-                    update1(y, &scale, |y, s| y * s);
-                    update1(y, labels, |y, l| if l == this { y - share } else { y });
                 }
             }
         }
     });
 }
 
-/// Adds `Σ f(a, b)` over `region` to `state`.
+/// Adds the sum of `f` of each pair of rows of `region` to `state`.
 fn sum_pairs<T: Real>(
     inputs: &[In<'_, T>],
     region: &Box4,
     state: &mut [f64],
-    f: impl Fn(T, T) -> f64 + Sync,
+    f: impl Fn(&[T], &[T]) -> f64 + Sync,
 ) {
     let (x, t) = (&inputs[0], &inputs[1]);
     reduce(
@@ -131,7 +126,7 @@ fn sum_pairs<T: Real>(
         |b| {
             let row = |(d, h)| {
                 let x = x.row(b.n, b.c.start, d, h, b.w.clone());
-                sum2(x, t.row(b.n, b.c.start, d, h, b.w.clone()), &f)
+                f(x, t.row(b.n, b.c.start, d, h, b.w.clone()))
             };
             b.rows().map(row).sum::<f64>()
         },
@@ -140,7 +135,11 @@ fn sum_pairs<T: Real>(
 }
 
 /// `x̄ = f(x, target) · ḡ / count`.
-fn grad_of_pairs<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(T, T) -> T + Sync) {
+fn grad_of_pairs<T: Real>(
+    job: &Job<'_, T>,
+    out: &mut Out<'_, T>,
+    f: impl Fn(T, T) -> T + Copy + Sync,
+) {
     let (x, t) = (&job.inputs[0], &job.inputs[1]);
     let count: usize = x.dims().iter().product();
     let share = T::from_f64(job.inputs[2].flat()[0].to_f64() / count as f64);
@@ -155,10 +154,29 @@ fn grad_of_pairs<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, f: impl Fn(T, 
 /// Adds `Σ max(x, 0) − x t + ln(1 + e^−|x|)` over `region` to `state`.
 pub(super) fn bce<T: Real>(inputs: &[In<'_, T>], region: &Box4, state: &mut [f64]) {
     sum_pairs(inputs, region, state, |x, t| {
-        let positive = if x <= T::ZERO { T::ZERO } else { x };
-        let magnitude = if x <= T::ZERO { -x } else { x };
-        ((positive - x * t) + (-magnitude).exp().ln_1p()).to_f64()
+        // The terms of a piece, then their sum: together they would not be
+        // vectorised.
+        let mut terms = [T::ZERO; TOGETHER];
+        let mut sum = 0.0;
+        for (x, t) in x.chunks(TOGETHER).zip(t.chunks(TOGETHER)) {
+            let terms = &mut terms[..x.len()];
+            bce_terms(x, t, terms);
+            sum += sum1(terms, T::to_f64);
+        }
+        sum
     });
+}
+
+wide! {
+    /// A loop of its own, because a closure of this length would be called for
+    /// each element.
+    fn bce_terms[T: Real](x: &[T], t: &[T], terms: &mut [T]) {
+        for ((term, &x), &t) in terms.iter_mut().zip(x).zip(t) {
+            let positive = if x <= T::ZERO { T::ZERO } else { x };
+            let magnitude = if x <= T::ZERO { -x } else { x };
+            *term = (positive - x * t) + (-magnitude).exp().ln_1p();
+        }
+    }
 }
 
 /// `(logits, targets, ḡ)` → `(σ(x) − t) ḡ / count`.
@@ -169,8 +187,10 @@ pub(super) fn bce_grad<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>) {
 /// Adds `Σ (x − t)²` over `region` to `state`.
 pub(super) fn mse<T: Real>(inputs: &[In<'_, T>], region: &Box4, state: &mut [f64]) {
     sum_pairs(inputs, region, state, |x, t| {
-        let off = x.to_f64() - t.to_f64();
-        off * off
+        sum2(x, t, |x, t| {
+            let off = x.to_f64() - t.to_f64();
+            off * off
+        })
     });
 }
 

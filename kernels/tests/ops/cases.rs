@@ -120,14 +120,19 @@ pub(crate) fn moments_of(a: &NormAttrs, x: &Tensor, rng: &mut Rng) -> Tensor {
 /// Every map op once, with random shapes and values.
 pub(crate) fn map_ops(rng: &mut Rng) -> Vec<Case> {
     let dims = random_dims(rng);
+    map_ops_of(&dims, rng)
+}
+
+/// Every map op once, on maps of these extents.
+pub(crate) fn map_ops_of(dims: &[usize], rng: &mut Rng) -> Vec<Case> {
     let (n, c, n_spatial) = (dims[0], dims[1], dims.len() - 2);
     let mut spatial = [1; 3];
     spatial[..n_spatial].copy_from_slice(&dims[2..]);
     let count = n_spatial as u8;
-    let x = Tensor::random_map(&dims, rng);
-    let same = Tensor::random_map(&dims, rng);
+    let x = Tensor::random_map(dims, rng);
+    let same = Tensor::random_map(dims, rng);
     let one_channel = {
-        let mut dims = dims.clone();
+        let mut dims = dims.to_vec();
         dims[1] = 1;
         Tensor::random_map(&dims, rng)
     };
@@ -135,13 +140,13 @@ pub(crate) fn map_ops(rng: &mut Rng) -> Vec<Case> {
     let scalar = Tensor::flat(&[1], vec![0.7]);
     let mut cases = Vec::new();
 
-    let pool = random_pool(&dims, rng);
+    let pool = random_pool(dims, rng);
     // Few different values, for ties.
     let coarse = Tensor {
         data: x.data.iter().map(|x| (2.0 * x).round()).collect(),
         ..x.clone()
     };
-    let pooled_grad = Tensor::random_map(&pooled(&pool, &dims), rng);
+    let pooled_grad = Tensor::random_map(&pooled(&pool, dims), rng);
     cases.push(case(Op::MaxPool(pool), vec![coarse.clone()]));
     cases.push(case(
         Op::MaxPoolGrad(pool),
@@ -160,7 +165,7 @@ pub(crate) fn map_ops(rng: &mut Rng) -> Vec<Case> {
             mode,
             factor: per_axis(1, n_spatial, |_| rng.int(1, 4)),
         };
-        let large = Tensor::random_map(&upsampled(&up, &dims), rng);
+        let large = Tensor::random_map(&upsampled(&up, dims), rng);
         cases.push(case(Op::Upsample(up), vec![x.clone()]));
         cases.push(case(Op::UpsampleGrad(up), vec![large]));
     }
@@ -265,7 +270,7 @@ pub(crate) fn map_ops(rng: &mut Rng) -> Vec<Case> {
         cases.push(case(Op::NormGrad(norm), inputs));
     }
 
-    let target = labels(Form::Map, &dims, c, rng);
+    let target = labels(Form::Map, dims, c, rng);
     cases.push(case(
         Op::CrossEntropyGrad,
         vec![x.clone(), target, scalar.clone()],
@@ -283,9 +288,14 @@ pub(crate) fn map_ops(rng: &mut Rng) -> Vec<Case> {
 /// Every reduction over maps once.
 pub(crate) fn reductions(rng: &mut Rng) -> Vec<Case> {
     let dims = random_dims(rng);
+    reductions_of(&dims, rng)
+}
+
+/// Every reduction once, over maps of these extents.
+pub(crate) fn reductions_of(dims: &[usize], rng: &mut Rng) -> Vec<Case> {
     let c = dims[1];
-    let x = Tensor::random_map(&dims, rng);
-    let same = Tensor::random_map(&dims, rng);
+    let x = Tensor::random_map(dims, rng);
+    let same = Tensor::random_map(dims, rng);
     let coarse = Tensor {
         data: x.data.iter().map(|x| (2.0 * x).round()).collect(),
         ..x.clone()
@@ -301,7 +311,7 @@ pub(crate) fn reductions(rng: &mut Rng) -> Vec<Case> {
         case(Op::NormSums(norm), vec![x.clone(), moments, same.clone()]),
         case(
             Op::CrossEntropy,
-            vec![x.clone(), labels(Form::Map, &dims, c, rng)],
+            vec![x.clone(), labels(Form::Map, dims, c, rng)],
         ),
         case(Op::Bce, vec![x.clone(), same.clone()]),
         case(Op::Mse, vec![x.clone(), same.clone()]),

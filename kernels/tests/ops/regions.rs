@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use sstep_autodiff::{Op, ReductionState, Region, Span};
 use sstep_kernels::{Box4, In, Layout, Out, Real, State, cpu};
 
-use crate::cases::{Case, flat_ops, map_ops, reductions};
+use crate::cases::{Case, flat_ops, map_ops, map_ops_of, reductions, reductions_of};
 use crate::common::{
     Rng, Tensor, Window, close, job, out_ty, random, random_region, read, run, run_typed, types,
 };
@@ -209,6 +209,22 @@ proptest! {
         reductions(&mut rng).iter().for_each(check_single);
         let with_inputs = |case: &&Case| !case.inputs.is_empty();
         flat_ops(&mut rng).iter().filter(with_inputs).for_each(check_single);
+    }
+}
+
+/// Rows are worked on in pieces of a few hundred elements; these have several.
+#[test]
+fn wide_rows_are_no_different() {
+    let mut rng = Rng::new(2);
+    for dims in [[1, 2, 2300], [1, 2, 2301]] {
+        for case in map_ops_of(&dims, &mut rng) {
+            check_map::<f32>(&case, &mut rng);
+            crate::textbook::check(&case);
+        }
+        for case in reductions_of(&dims, &mut rng) {
+            check_reduction(&case, &mut rng);
+            crate::textbook::check(&case);
+        }
     }
 }
 
