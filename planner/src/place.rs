@@ -3,13 +3,16 @@
 //! One integer program over the whole step. `x[c]` says that candidate `c`
 //! runs; the chosen ones form a path through each level's segments. A stored
 //! map `t` has `D[t,u]`, indexed only at its uses `u`: it is on the device until
-//! then (falling in `u`), and `H[t]`: a copy is on the host. `u[c,t] ≥ x[c] −
-//! D[t,c]` is set where `c` must keep a window of `t` because `t` is not on the
-//! device; reading it then copies.
+//! then (falling in `u`), and `H[t]`: a copy is on the host. `r[c,t] ≤ x[c]`
+//! says that `c` runs and finds `t` on the device; otherwise it keeps a window
+//! of `t`, and a read copies from the host. Candidates that cover one segment
+//! exclude each other, so rows are summed over them, which makes the relaxation
+//! tight:
 //!
-//! - supply: `u[c,t] ≤ H[t]` for every read;
-//! - device memory, per segment: `Σ size·D + Σ (scratch − credits)·x +
-//!   Σ credit·u ≤ M`; exactly one candidate covers a segment, so no big-M;
+//! - residency: `Σ_c r[c,t] ≤ D[t,u]`; supply: `Σ_c (x[c] − r[c,t]) ≤ H[t]` over
+//!   the candidates that end in `u` and read `t`;
+//! - device memory, per segment: `Σ size·D + Σ scratch·x − Σ credit·r ≤ M`;
+//!   exactly one candidate covers a segment, so no big-M;
 //! - host memory, per segment: `Σ size·H ≤ host`;
 //! - minimise seconds of candidates and copies; or `M` itself, to find the
 //!   smallest device cap.
@@ -209,7 +212,7 @@ impl<'a> Builder<'a> {
         let n = self.p.segments.pieces.len();
         let mut out: Vec<Vec<(Var, f64)>> = vec![Vec::new(); n + 1];
         for c in self.p.candidates {
-            let x = self.model.binary(c.secs / self.tick);
+            let x = self.model.binary((c.secs + self.h2d_secs(&c.touches)) / self.tick);
             self.runs.push(x);
             out[c.from].push((x, 1.0));
             out[c.to].push((x, -1.0));
@@ -222,43 +225,52 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Seconds of reading everything from the host.
+    fn h2d_secs(&self, touches: &[Touch]) -> f64 {
+        let bytes: u64 = touches.iter().filter(|t| t.reads).map(|t| t.copy_bytes).sum();
+        bytes as f64 / self.p.machine.h2d_bytes_per_sec
+    }
+
     /// Windows, copies and supply of every candidate's stored maps.
     fn touches(&mut self) {
+        let mut resident: BTreeMap<(NodeIx, usize), Vec<(Var, f64)>> = BTreeMap::new();
+        let mut supplied: BTreeMap<(NodeIx, usize), Vec<(Var, f64)>> = BTreeMap::new();
         for (c, &x) in self.p.candidates.iter().zip(&self.runs) {
             let covered = c.from..c.to;
-            let mut scratch = c.scratch_bytes as f64;
+            for row in &mut self.rows[covered.clone()] {
+                row.push((x, c.scratch_bytes as f64 / self.unit));
+            }
             for t in &c.touches {
                 let Some(map) = self.maps.get(&t.node) else {
                     continue;
                 };
-                let device = map.at(c.to - 1).expect("every use of a map has a column");
-                let Touch { copy_bytes, credit_bytes, reads, .. } = *t;
-                let h2d_secs = copy_bytes as f64 / self.p.machine.h2d_bytes_per_sec;
-                let cost = if reads { h2d_secs / self.tick } else { 0.0 };
-                let window = self.model.real(0.0, 1.0, cost);
-                self.model.at_least(vec![(window, 1.0), (x, -1.0), (device, 1.0)], 0.0);
-                if reads {
-                    self.model.at_least(vec![(map.host, 1.0), (window, -1.0)], 0.0);
+                let saved_secs = if t.reads { self.h2d_secs(&[*t]) } else { 0.0 };
+                let r = self.model.real(0.0, 1.0, -saved_secs / self.tick);
+                self.model.at_least(vec![(x, 1.0), (r, -1.0)], 0.0);
+                resident.entry((t.node, c.to - 1)).or_default().push((r, 1.0));
+                if t.reads {
+                    let rows = supplied.entry((t.node, c.to - 1)).or_default();
+                    rows.extend([(x, 1.0), (r, -1.0)]);
                 }
-                scratch -= credit_bytes as f64;
-                let credit = credit_bytes as f64 / self.unit;
                 for row in &mut self.rows[covered.clone()] {
-                    row.push((window, credit));
+                    row.push((r, -(t.credit_bytes as f64) / self.unit));
                 }
-                if !reads && map.made > c.from {
-                    // It is there from the start of its stage if `x ∧ D`, which
-                    // is `x − u` once `u` is exact and not only bounded below.
-                    self.model.at_most(vec![(window, 1.0), (device, 1.0)], 1.0);
-                    self.model.at_most(vec![(window, 1.0), (x, -1.0)], 0.0);
+                if !t.reads {
+                    // It is there from the start of its stage.
                     for row in &mut self.rows[c.from..map.made.max(c.from)] {
-                        row.push((x, map.size / self.unit));
-                        row.push((window, -map.size / self.unit));
+                        row.push((r, map.size / self.unit));
                     }
                 }
             }
-            for row in &mut self.rows[covered] {
-                row.push((x, scratch.max(0.0) / self.unit));
-            }
+        }
+        for ((t, segment), mut terms) in resident {
+            let device = self.maps[&t].at(segment).expect("every use of a map has a column");
+            terms.push((device, -1.0));
+            self.model.at_most(terms, 0.0);
+        }
+        for ((t, _), mut terms) in supplied {
+            terms.push((self.maps[&t].host, -1.0));
+            self.model.at_most(terms, 0.0);
         }
     }
 
