@@ -3,7 +3,7 @@
 use crate::op::Op;
 use crate::ty::Ty;
 
-/// Why an op refuses its inputs; [`ShapeReason::at`] adds where.
+/// Why an op refuses its inputs, as a sentence; [`TapeError::Shape`] adds where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShapeReason(pub String);
 

@@ -3,8 +3,7 @@
 //! An op answers four questions and nothing else about it is known to the
 //! planner: its output type, its gradient, which region of each input a region
 //! of its output reads, and what that costs. The answers live by family in
-//! `ops/`; here they are only dispatched, exhaustively, so that a new op cannot
-//! be half added.
+//! `ops/`, behind exhaustive matches, so that a new op cannot be half added.
 //!
 //! Two kinds of op matter to tiling. A *map op* computes a region of its output
 //! from regions of its inputs. A *reduction* ([`Op::domain`]) turns maps into a
@@ -13,8 +12,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::region::{AxisRead, Window};
-use crate::ty::{MAX_SPATIAL, Ty};
+use crate::ops::{
+    ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs, PoolAttrs, Saved,
+    SliceAttrs, UnaryKind, UpsampleAttrs,
+};
+use crate::ty::MAX_SPATIAL;
 
 /// A real number that can be compared and hashed, by its bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,198 +44,20 @@ impl std::fmt::Debug for Num {
 /// beyond its spatial rank are neutral (1 for extents and steps, 0 for pads).
 pub type PerAxis = [usize; MAX_SPATIAL];
 
-/// Geometry of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ConvAttrs {
-    /// Taps per axis.
-    pub kernel: PerAxis,
-    /// Step between outputs.
-    pub stride: PerAxis,
-    /// Step between taps.
-    pub dilation: PerAxis,
-    /// Zeros before the first element.
-    pub pad_lo: PerAxis,
-    /// Zeros after the last element.
-    pub pad_hi: PerAxis,
-    /// Channel groups; `C` for a depthwise convolution.
-    pub groups: usize,
-}
-
-impl ConvAttrs {
-    /// The sliding window along spatial axis `s`.
-    pub fn window(&self, s: usize) -> Window {
-        Window {
-            kernel: self.kernel[s],
-            stride: self.stride[s],
-            dilation: self.dilation[s],
-            pad: self.pad_lo[s],
-        }
-    }
-
-    /// Output extent along spatial axis `s`, or `None` if the padded input is
-    /// smaller than the kernel.
-    pub fn out_extent(&self, s: usize, extent: usize) -> Option<usize> {
-        let padded = extent + self.pad_lo[s] + self.pad_hi[s];
-        let room = padded.checked_sub(self.window(s).reach() + 1)?;
-        Some(room / self.stride[s] + 1)
-    }
-}
-
-/// A transposed convolution: the adjoint of a convolution, with the extents
-/// that the stride leaves open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ConvTransposeAttrs {
-    /// The convolution that maps `out_spatial` onto the input's extents.
-    pub conv: ConvAttrs,
-    /// Spatial extents of the output.
-    pub out_spatial: PerAxis,
-}
-
-/// Geometry of a pooling window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct PoolAttrs {
-    /// Window extent per axis.
-    pub kernel: PerAxis,
-    /// Step between windows.
-    pub stride: PerAxis,
-    /// Padding before: never a maximum; zeros of an average.
-    pub pad_lo: PerAxis,
-    /// Padding after.
-    pub pad_hi: PerAxis,
-    /// Whether an average divides by the full window also where padding
-    /// enters it. Ignored by max-pool.
-    pub count_pad: bool,
-}
-
-impl PoolAttrs {
-    /// The sliding window along spatial axis `s`.
-    pub fn window(&self, s: usize) -> Window {
-        Window {
-            kernel: self.kernel[s],
-            stride: self.stride[s],
-            dilation: 1,
-            pad: self.pad_lo[s],
-        }
-    }
-
-    /// Output extent along spatial axis `s`, if the padded input holds a window.
-    pub fn out_extent(&self, s: usize, extent: usize) -> Option<usize> {
-        let padded = extent + self.pad_lo[s] + self.pad_hi[s];
-        Some(padded.checked_sub(self.kernel[s])? / self.stride[s] + 1)
-    }
-}
-
-/// How upsampling fills in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum UpsampleMode {
-    /// Repeat.
-    Nearest,
-    /// Interpolate linearly per axis, corners not aligned (PyTorch's default).
-    Linear,
-}
-
-/// Upsampling by an integer factor per axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct UpsampleAttrs {
-    /// Repeat or interpolate.
-    pub mode: UpsampleMode,
-    /// Factor per axis.
-    pub factor: PerAxis,
-}
-
-/// A box cut out of channels (index 0) and spatial axes (1…).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SliceAttrs {
-    /// First index kept, per channel and spatial axis.
-    pub start: [usize; 1 + MAX_SPATIAL],
-    /// Number of indices kept.
-    pub len: [usize; 1 + MAX_SPATIAL],
-}
-
-/// Zeros put around channels (index 0) and spatial axes (1…).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct PadAttrs {
-    /// Zeros before.
-    pub lo: [usize; 1 + MAX_SPATIAL],
-    /// Zeros after.
-    pub hi: [usize; 1 + MAX_SPATIAL],
-}
-
-/// A function of one element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum UnaryKind {
-    /// `max(x, 0)`.
-    Relu,
-    /// `x` where positive, `slope · x` elsewhere; `slope > 0`.
-    LeakyRelu(Num),
-    /// `x Φ(x)`, exact (erf).
-    Gelu,
-    /// `x σ(x)`.
-    Silu,
-    /// `1 / (1 + e⁻ˣ)`.
-    Sigmoid,
-    /// Hyperbolic tangent.
-    Tanh,
-    /// `eˣ`.
-    Exp,
-}
-
-/// What a gradient is computed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Saved {
-    /// The function's argument.
-    Input,
-    /// Its value.
-    Output,
-}
-
-/// Over what a norm takes its statistics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum NormKind {
-    /// Batch and space, per channel.
-    Batch,
-    /// Space and the channels of a group, per sample. One group per channel is
-    /// instance norm, one group in all is layer norm.
-    Group(usize),
-}
-
-/// A normalisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NormAttrs {
-    /// Over what statistics are taken.
-    pub kind: NormKind,
-    /// Added to the variance.
-    pub eps: Num,
-    /// Whether the statistics are given (running averages) and carry no
-    /// gradient, instead of being the moments of the very input.
-    pub frozen: bool,
-}
-
-/// Which parameter of a norm a gradient belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum NormParam {
-    /// The factor.
-    Gamma,
-    /// The offset.
-    Beta,
-}
-
-/// How a reduction is accumulated between tiles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReductionState {
-    /// Directly into the output tensor.
-    InPlace,
-    /// Into this many doubles, turned into the output after the last tile.
-    F64(usize),
-}
-
 /// An operation of the tape. Argument order is the order of a node's inputs.
+///
+/// Below, `N` is the batch, `C` the channels, `S` the spatial extents of a map
+/// (one to three axes); a shape without `S` is flat. `ȳ` is the gradient of a
+/// result, `x̄` that of an input. Where nothing is said of **regions**, a map op
+/// reads the positions it computes, a reduction the positions it covers, and
+/// flat inputs whole. An op without a **VJP** is a gradient itself and is not
+/// differentiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Op {
     // --- leaves -----------------------------------------------------------
-    /// Data given at every step; `grad` asks for its gradient.
+    /// Data given at every step, labels included.
     Input {
-        /// Whether a gradient is wanted.
+        /// Whether its gradient is wanted.
         grad: bool,
     },
     /// A parameter; one without `grad` is frozen (running statistics).
@@ -248,74 +72,148 @@ pub enum Op {
     },
 
     // --- windows ----------------------------------------------------------
-    /// `(x, w[, b])` → convolution.
+    /// `(x, w[, b])` → convolution, zero-padded:
+    /// `y[n, k, j] = b[k] + Σ x[n, c, j·s − p + t·d] · w[k, c, t]` over the
+    /// channels `c` of `k`'s group and the taps `t`.
+    ///
+    /// `x: [N, C, S]`, `w: [K, C/groups, kernel]`, `b: [K]` → `[N, K, S']`,
+    /// `S' = ⌊(S + p_lo + p_hi − (kernel − 1)·d − 1)/s⌋ + 1`.
+    ///
+    /// **VJP.** `x̄` is [`Op::ConvTranspose`] of `ȳ` by `w`, `w̄` is
+    /// [`Op::ConvWeightGrad`] of `x` and `ȳ`, `b̄` sums `ȳ`. Saves `x` and `w`.
+    ///
+    /// **Regions.** Outputs `[a, b)` read inputs
+    /// `[a·s − p, (b − 1)·s − p + (kernel − 1)·d + 1)`, clipped to the map. Only
+    /// what lies outside the map is zero; a tile's edge reads its neighbour's.
     Conv(ConvAttrs),
-    /// `(x, w[, b])` → transposed convolution, also the data gradient of one.
+    /// `(x, w[, b])` → transposed convolution, the adjoint of the convolution
+    /// that maps the output's extents to the input's; also its data gradient.
+    ///
+    /// `x: [N, K, S]`, `w: [K, C/groups, kernel]`, `b: [C]` → `[N, C, S']`.
+    ///
+    /// **VJP.** `x̄` is [`Op::Conv`] of `ȳ` by `w`, `w̄` is [`Op::ConvWeightGrad`]
+    /// of `ȳ` and `x`, `b̄` sums `ȳ`. Saves `x` and `w`.
+    ///
+    /// **Regions.** Outputs read the inputs whose windows hold them, so that
+    /// tiles are gathered whole and never added to each other.
     ConvTranspose(ConvTransposeAttrs),
-    /// `(x, ȳ)` → gradient of a convolution's weight. Reduction over `ȳ`.
+    /// `(x, ȳ)` → gradient of a convolution's weight,
+    /// `w̄[k, c, t] = Σ x[n, c, j·s − p + t·d] · ȳ[n, k, j]`.
+    ///
+    /// `[N, C, S]`, `[N, K, S']` → `[K, C/groups, kernel]`. A reduction over `ȳ`.
+    ///
+    /// **Regions.** Of `x` as [`Op::Conv`]. Tiles partition `ȳ`, so their terms
+    /// sum to the whole; the halo of `x` is read twice, never added twice.
     ConvWeightGrad(ConvAttrs),
-    /// `(x)` → windowed maximum.
+    /// `(x)` → windowed maximum; padding is never one. `[N, C, S]` → `[N, C, S']`.
+    ///
+    /// **VJP.** [`Op::MaxPoolGrad`]. Saves `x`, never `y`.
+    ///
+    /// **Regions.** As [`Op::Conv`].
     MaxPool(PoolAttrs),
-    /// `(x, ȳ)` → `x̄` of max-pool: each window's first maximum gets its `ȳ`.
+    /// `(x, ȳ)` → `x̄` of max-pool: each window's first maximum (row-major) gets
+    /// its `ȳ`.
+    ///
+    /// **Regions.** The `ȳ` of every window that touches the region, and of `x`
+    /// all elements of those windows, to find their maxima again.
     MaxPoolGrad(PoolAttrs),
-    /// `(x)` → windowed mean.
+    /// `(x)` → windowed mean. `[N, C, S]` → `[N, C, S']`.
+    ///
+    /// **VJP.** [`Op::AvgPoolGrad`]. Saves nothing. **Regions.** As [`Op::Conv`].
     AvgPool(PoolAttrs),
     /// `(ȳ)` → `x̄` of average pool, of the given spatial extents.
+    ///
+    /// **Regions.** The `ȳ` of every window that touches the region.
     AvgPoolGrad {
         /// The pool.
         pool: PoolAttrs,
         /// Extents of `x`.
         in_spatial: PerAxis,
     },
-    /// `(x)` → upsampled.
+    /// `(x)` → upsampled. `[N, C, S]` → `[N, C, factor·S]`.
+    ///
+    /// Linear: output `i` samples `x` at `(i + ½)/factor − ½`, per axis, the
+    /// outermost elements continued.
+    ///
+    /// **VJP.** [`Op::UpsampleGrad`]. Saves nothing.
+    ///
+    /// **Regions.** The elements repeated, or the two neighbours of each sample.
     Upsample(UpsampleAttrs),
-    /// `(ȳ)` → `x̄` of upsampling.
+    /// `(ȳ)` → `x̄` of upsampling: each element sums what it was repeated or
+    /// mixed into.
+    ///
+    /// **Regions.** The outputs that read any element of the region.
     UpsampleGrad(UpsampleAttrs),
 
     // --- elementwise ------------------------------------------------------
-    /// `(x)` → function of each element.
+    /// `(x)` → function of each element, of any shape.
+    ///
+    /// **VJP.** [`Op::UnaryGrad`] from the argument. Saves `x`.
     Unary(UnaryKind),
-    /// `(saved, ȳ)` → `x̄`.
+    /// `(saved, ȳ)` → `x̄ = f'(x) ȳ`. At 0, `relu` has slope 0 and `leaky_relu`
+    /// its own. From the output only where [`UnaryKind::grad_from_output`].
     UnaryGrad {
         /// The function.
         kind: UnaryKind,
         /// What `saved` is.
         saved: Saved,
     },
-    /// `(a, b)` → sum; `b` may be flat `[N, C]` or a one-channel map, and is
-    /// then repeated.
+    /// `(a, b)` → sum. `b` has the shape of `a`; over a map it may also be flat
+    /// `[N, C]` or a map of one channel, and is then repeated.
+    ///
+    /// **VJP.** `ȳ` for both, summed over what `b` was repeated over. Saves nothing.
     Add,
     /// `(a, b)` → product, repeated like [`Op::Add`].
+    ///
+    /// **VJP.** `ā = ȳ b`, `b̄ = ȳ a`, summed over what `b` was repeated over.
+    /// Saves both.
     Mul,
-    /// `(x)` → `factor · x`.
+    /// `(x)` → `factor · x`, of any shape.
+    ///
+    /// **VJP.** The same op on `ȳ`. Saves nothing.
     Scale {
         /// The factor.
         factor: Num,
     },
     /// `(x)` → elements dropped with probability `p`, the rest divided by
-    /// `1 − p`. The mask is a hash of (seed, step, key, coordinate): its own
-    /// adjoint, and the same wherever and however often it is recomputed.
+    /// `1 − p`; a map or flat `[N, C]`. The mask is a hash of (seed, step, key,
+    /// absolute coordinate): the same wherever and however often it is computed.
+    ///
+    /// **VJP.** The same op on `ȳ`. Saves nothing.
     Dropout {
         /// Drop probability.
         p: Num,
         /// Distinguishes dropouts of one tape.
         key: u64,
     },
-    /// `(x)` → softmax over channels.
+    /// `(x)` → softmax over channels, of a map or flat `[N, C]`.
+    ///
+    /// **VJP.** [`Op::SoftmaxGrad`]. Saves `y`, never `x`.
     Softmax,
-    /// `(y, ȳ)` → `x̄` of softmax.
+    /// `(y, ȳ)` → `x̄ = y (ȳ − Σ y ȳ)` of softmax, the sum over channels.
     SoftmaxGrad,
-    /// `(x)` → sum over channels, one channel left.
+    /// `(x)` → sum over channels, `[N, C, S]` → `[N, 1, S]`.
+    ///
+    /// **VJP.** `ȳ` times a map of ones. Saves nothing.
     ChannelSum,
 
     // --- structure --------------------------------------------------------
-    /// `(a, b, …)` → channels one after another.
+    /// `(a, b, …)` → channels one after another; maps or flat `[N, C]`, alike in
+    /// all else.
+    ///
+    /// **VJP.** A [`Op::Slice`] of `ȳ` for each. Saves nothing.
     Concat,
-    /// `(x)` → a box of channels and space.
+    /// `(x)` → a box of channels and space; a map or flat `[N, C]`.
+    ///
+    /// **VJP.** [`Op::Pad`]. Saves nothing. **Regions.** Shifted by the start.
     Slice(SliceAttrs),
-    /// `(x)` → zeros around channels and space; adjoint of a slice.
+    /// `(x)` → zeros around channels and space; a map or flat `[N, C]`.
+    ///
+    /// **VJP.** [`Op::Slice`]. Saves nothing. **Regions.** Shifted back, clipped.
     Pad(PadAttrs),
-    /// `(v)` → flat `[N, C]` repeated over space.
+    /// `(v)` → `[N, C]` repeated over space, `[N, C, S]`.
+    ///
+    /// **VJP.** [`Op::SumMap`] keeping the batch. Saves nothing.
     Broadcast {
         /// Extents of the map.
         spatial: PerAxis,
@@ -326,65 +224,104 @@ pub enum Op {
     // --- reductions over space ---------------------------------------------
     /// `(x)` → sum over space: `[N, C]`, or `[C]` if the batch is summed too.
     /// Also sums a flat `[N, C]` over its batch.
+    ///
+    /// **VJP.** [`Op::Broadcast`], if the batch is kept. The sum over the batch
+    /// is the gradient of biases and has none. Saves nothing.
     SumMap {
         /// Whether the batch axis stays.
         keep_batch: bool,
     },
-    /// `(x)` → `[N, C·(1 + d)]`: the maxima over space, then for each of the `d`
-    /// spatial axes the coordinates of the first maximum.
+    /// `(x)` → `[N, C·(1 + d)]`: the `C` maxima over space, then for each of the
+    /// `d` spatial axes the `C` coordinates of the first maximum (row-major).
+    ///
+    /// **VJP.** [`Op::GlobalMaxGrad`]. Saves the result, never `x`.
     GlobalMax,
-    /// `(packed, packed_grad)` → `x̄` of [`Op::GlobalMax`].
+    /// `(packed, packed_grad)` → `x̄` of [`Op::GlobalMax`]: the gradient of each
+    /// maximum at its coordinates, zero elsewhere.
     GlobalMaxGrad {
         /// Extents of the map.
         spatial: PerAxis,
         /// How many of them count.
         n_spatial: u8,
     },
-    /// `(x)` → `[N, C]`, log of the sum over space of `eˣ`.
+    /// `(x)` → `[N, C]`, log of the sum over space of `eˣ`, accumulated as
+    /// (maximum, scaled sum) so that it never overflows.
+    ///
+    /// **VJP.** `exp(x − y) ȳ`, in four nodes. Saves `x` and `y`.
     SpatialLse,
 
     // --- norms --------------------------------------------------------------
-    /// `(x)` → `[N or 1, G, 2]`: mean and biased variance.
+    /// `(x)` → `[1, C, 2]` (batch) or `[N, G, 2]` (groups): mean and biased
+    /// variance, merged between tiles stably (Chan, Golub, LeVeque 1983).
+    ///
+    /// **VJP.** None: a norm's gradient goes through its statistics itself.
     Moments(NormKind),
     /// `(mean, var)`, each `[C]` → `[1, C, 2]`: given moments for a frozen norm.
+    ///
+    /// **VJP.** None: given statistics are constants.
     PackMoments,
-    /// `(x, moments, γ, β)` → `γ (x − mean) / √(var + eps) + β`.
+    /// `(x, moments, γ, β)` → `γ x̂ + β`, `x̂ = (x − mean) / √(var + eps)`. `γ`
+    /// and `β` are `[C]`. The moments are those of this very `x`
+    /// ([`Op::Moments`] of the same kind) unless the norm is frozen.
+    ///
+    /// **VJP.** `γ̄` and `β̄` from [`Op::NormSums`], `x̄` by [`Op::NormGrad`].
+    /// Saves `x` and the moments, never `y`. Frozen, `x̄` needs no `x`.
+    ///
+    /// Source: Ioffe and Szegedy, arXiv:1502.03167; Wu and He, arXiv:1803.08494.
     Normalise(NormAttrs),
-    /// `(x, moments, ȳ)` → `[N, C, 2]`: `Σ ȳ` and `Σ ȳ x̂` over space.
+    /// `(x, moments, ȳ)` → `[N, C, 2]`: `Σ ȳ` and `Σ ȳ x̂` over space. A
+    /// reduction over `ȳ`.
     NormSums(NormAttrs),
-    /// `x̄` of a norm. Frozen: `(moments, ȳ, γ)`. Else `(x, moments, ȳ, γ, sums)`,
-    /// through the statistics too.
+    /// `x̄` of a norm. Live, `(x, moments, ȳ, γ, sums)`:
+    /// `(γ ȳ − (S₁ + x̂ S₂)/m) / √(var + eps)`, where `S₁ = Σ γ ȳ` and
+    /// `S₂ = Σ γ ȳ x̂` over the `m` elements that share statistics. Frozen,
+    /// `(moments, ȳ, γ)`: `γ ȳ / √(var + eps)`.
     NormGrad(NormAttrs),
-    /// `(sums)` → gradient of `γ` or `β`, `[C]`.
+    /// `(sums)` → gradient of `γ` or `β`, `[C]`: the sums over the batch.
     NormParamGrad(NormParam),
 
     // --- dense --------------------------------------------------------------
-    /// `(x[N, F], w[O, F][, b[O]])` → `[N, O]`.
+    /// `(x, w[, b])` → `x wᵀ + b`: `[N, F]`, `[O, F]`, `[O]` → `[N, O]`.
+    ///
+    /// **VJP.** [`Op::LinearInputGrad`], [`Op::LinearWeightGrad`], and `b̄` sums
+    /// `ȳ`. Saves `x` and `w`.
     Linear,
-    /// `(ȳ, w)` → `x̄`.
+    /// `(ȳ, w)` → `x̄ = ȳ w`.
     LinearInputGrad,
-    /// `(x, ȳ)` → `w̄`.
+    /// `(x, ȳ)` → `w̄ = ȳᵀ x`.
     LinearWeightGrad,
 
     // --- losses -------------------------------------------------------------
-    /// `(logits, labels)` → `[1]`, mean over samples (and pixels) of
-    /// `−log softmax(logits)[label]`; labels have one channel.
+    /// `(logits, labels)` → `[1]`, mean over samples (and positions) of
+    /// `−log softmax(logits)[label]`. Logits are flat `[N, K]` or a map; labels
+    /// have one channel, of class indices from 0.
+    ///
+    /// **VJP.** [`Op::CrossEntropyGrad`]; none for labels. Saves the logits.
     CrossEntropy,
-    /// `(logits, labels, ḡ)` → gradient of the logits.
+    /// `(logits, labels, ḡ)` → `ḡ (softmax(logits) − [label]) / count`.
     CrossEntropyGrad,
-    /// `(logits, targets)` → `[1]`, mean binary cross-entropy.
+    /// `(logits, targets)` → `[1]`, mean over elements of
+    /// `−t log σ(x) − (1 − t) log σ(−x)`; any shape.
+    ///
+    /// **VJP.** [`Op::BceGrad`]; none for targets. Saves the logits.
     Bce,
-    /// `(logits, targets, ḡ)` → gradient of the logits.
+    /// `(logits, targets, ḡ)` → `ḡ (σ(x) − t) / count`.
     BceGrad,
-    /// `(x, target)` → `[1]`, mean of squared differences.
+    /// `(x, target)` → `[1]`, mean over elements of `(x − t)²`; any shape.
+    ///
+    /// **VJP.** [`Op::MseGrad`]; none for targets. Saves `x`.
     Mse,
-    /// `(x, target, ḡ)` → gradient of `x`.
+    /// `(x, target, ḡ)` → `2 ḡ (x − t) / count`.
     MseGrad,
-    /// `(p, t)` → `[N, C, 3]`: `Σ p t`, `Σ p`, `Σ t` over space.
+    /// `(p, t)`, maps → `[N, C, 3]`: `Σ p t`, `Σ p`, `Σ t` over space.
+    ///
+    /// **VJP.** [`Op::DiceSumsGrad`]; none for targets. Saves `t` only.
     DiceSums,
-    /// `(t, sums_grad)` → gradient of `p`.
+    /// `(t, sums_grad)` → `p̄ = t ḡ₀ + ḡ₁`, where `ḡ` is the gradient of the sums.
     DiceSumsGrad,
-    /// `(sums)` → `[1]`: `1 − mean of (2 Σpt + s) / (Σp + Σt + s)`.
+    /// `(sums)` → `[1]`: `1 − mean over N and C of (2 Σpt + s) / (Σp + Σt + s)`.
+    ///
+    /// **VJP.** [`Op::DiceLossGrad`]. Saves the sums.
     DiceLoss {
         /// Smoothing `s`, added above and below.
         smooth: Num,
@@ -403,103 +340,5 @@ impl Op {
             self,
             Op::Input { .. } | Op::Param { .. } | Op::Constant { .. }
         )
-    }
-
-    /// For a reduction that turns a map into a flat tensor: the input over
-    /// whose region it is accumulated. `None` for map ops and flat ops.
-    pub fn domain(&self, inputs: &[Ty], out: &Ty) -> Option<usize> {
-        if out.is_map() {
-            return None;
-        }
-        match self {
-            Op::ConvWeightGrad(_) => Some(1),
-            Op::NormSums(_) => Some(2),
-            _ => inputs.iter().position(Ty::is_map),
-        }
-    }
-
-    /// How a reduction over maps keeps its partial result between tiles.
-    pub fn reduction_state(&self, out: &Ty) -> ReductionState {
-        let n = out.shape.elems();
-        match self {
-            Op::ConvWeightGrad(_) => ReductionState::InPlace,
-            Op::SpatialLse => ReductionState::F64(2 * n),
-            // Count, mean and centred sum of squares per group.
-            Op::Moments(_) => ReductionState::F64(n / 2 * 3),
-            _ => ReductionState::F64(n),
-        }
-    }
-
-    /// What the node reads of map input `input` along cuttable axis `axis`
-    /// (0 is the batch), for an interval of its output, or of its domain if it
-    /// is a reduction. Flat inputs are always read whole.
-    pub fn read(&self, input: usize, axis: usize, inputs: &[Ty], _out: &Ty) -> AxisRead {
-        if axis == 0 {
-            return AxisRead::Point;
-        }
-        let s = axis - 1;
-        match self {
-            Op::Conv(a) => AxisRead::Window(a.window(s)),
-            Op::ConvTranspose(a) => AxisRead::Adjoint(a.conv.window(s)),
-            Op::ConvWeightGrad(a) if input == 0 => AxisRead::Window(a.window(s)),
-            Op::MaxPool(a) | Op::AvgPool(a) => AxisRead::Window(a.window(s)),
-            Op::AvgPoolGrad { pool, .. } => AxisRead::Adjoint(pool.window(s)),
-            Op::MaxPoolGrad(a) => {
-                let window = a.window(s);
-                let n_windows = inputs[1].axis_extent(axis);
-                match input {
-                    0 => AxisRead::AdjointWindow { window, n_windows },
-                    _ => AxisRead::Adjoint(window),
-                }
-            }
-            Op::Upsample(a) => match a.mode {
-                UpsampleMode::Nearest => AxisRead::Nearest(a.factor[s]),
-                UpsampleMode::Linear => AxisRead::Linear(a.factor[s]),
-            },
-            Op::UpsampleGrad(a) => match a.mode {
-                UpsampleMode::Nearest => AxisRead::NearestAdjoint(a.factor[s]),
-                UpsampleMode::Linear => AxisRead::LinearAdjoint(a.factor[s]),
-            },
-            Op::Slice(a) => AxisRead::Shift(a.start[axis] as isize),
-            Op::Pad(a) => AxisRead::Shift(-(a.lo[axis] as isize)),
-            Op::Input { .. }
-            | Op::Param { .. }
-            | Op::Constant { .. }
-            | Op::ConvWeightGrad(_)
-            | Op::Unary(_)
-            | Op::UnaryGrad { .. }
-            | Op::Add
-            | Op::Mul
-            | Op::Scale { .. }
-            | Op::Dropout { .. }
-            | Op::Softmax
-            | Op::SoftmaxGrad
-            | Op::ChannelSum
-            | Op::Concat
-            | Op::Broadcast { .. }
-            | Op::SumMap { .. }
-            | Op::GlobalMax
-            | Op::GlobalMaxGrad { .. }
-            | Op::SpatialLse
-            | Op::Moments(_)
-            | Op::PackMoments
-            | Op::Normalise(_)
-            | Op::NormSums(_)
-            | Op::NormGrad(_)
-            | Op::NormParamGrad(_)
-            | Op::Linear
-            | Op::LinearInputGrad
-            | Op::LinearWeightGrad
-            | Op::CrossEntropy
-            | Op::CrossEntropyGrad
-            | Op::Bce
-            | Op::BceGrad
-            | Op::Mse
-            | Op::MseGrad
-            | Op::DiceSums
-            | Op::DiceSumsGrad
-            | Op::DiceLoss { .. }
-            | Op::DiceLossGrad { .. } => AxisRead::Point,
-        }
     }
 }

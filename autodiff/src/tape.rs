@@ -31,7 +31,8 @@ pub struct Node {
     pub name: String,
 }
 
-/// A program over tensors: see the [module](self).
+/// A program over tensors: typed nodes, each after its inputs, and which of them
+/// are outputs. Built by the layer methods, by [`Tape::push`] or from text.
 #[derive(Clone, Debug)]
 pub struct Tape {
     dtype: DType,

@@ -1,13 +1,43 @@
 //! Functions of one element, sums and products, dropout, softmax.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::TapeError;
 use crate::grad::Vjp;
-use crate::op::{Num, Op, Saved, UnaryKind};
+use crate::op::{Num, Op};
 use crate::tape::NodeId;
 use crate::ty::{Form, Shape, Ty};
 
 use super::check::{self, Checked, ensure, unit};
 use super::structure::spatial_of;
+
+/// A function of one element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum UnaryKind {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x` where positive, `slope · x` elsewhere; `slope > 0`.
+    LeakyRelu(Num),
+    /// `x Φ(x)`, exact (erf).
+    Gelu,
+    /// `x σ(x)`.
+    Silu,
+    /// `1 / (1 + e⁻ˣ)`.
+    Sigmoid,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// `eˣ`.
+    Exp,
+}
+
+/// What a gradient is computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Saved {
+    /// The function's argument.
+    Input,
+    /// Its value.
+    Output,
+}
 
 /// Work of an exponential and its like, in multiplications.
 pub(super) const EXP_FLOPS: f64 = 10.0;

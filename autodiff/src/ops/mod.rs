@@ -1,8 +1,9 @@
 //! What there is to know of each op, one file per family.
 //!
-//! A family file holds the shape rule, the gradient and the work of its ops.
-//! Here the questions are dispatched, and what holds for every op is checked
-//! once: the number of inputs and one element type.
+//! A family file holds the attributes, the shape rule, the gradient and the work
+//! of its ops. Here types and gradients are dispatched, in `reads` regions, in
+//! `work` costs. What holds for every op is checked once: the number of inputs
+//! and one element type.
 
 mod check;
 mod dense;
@@ -10,12 +11,21 @@ mod elementwise;
 mod loss;
 mod norm;
 mod pool;
+mod reads;
 mod reduce;
 mod structure;
 mod upsample;
 mod window;
+mod work;
 
 pub(crate) use check::ty as checked_ty;
+pub use elementwise::{Saved, UnaryKind};
+pub use norm::{NormAttrs, NormKind, NormParam};
+pub use pool::PoolAttrs;
+pub use reads::ReductionState;
+pub use structure::{PadAttrs, SliceAttrs};
+pub use upsample::{UpsampleAttrs, UpsampleMode};
+pub use window::{ConvAttrs, ConvTransposeAttrs};
 
 use std::collections::HashSet;
 
@@ -25,7 +35,7 @@ use crate::op::Op;
 use crate::tape::{NodeId, Tape};
 use crate::ty::{DType, Form, Ty};
 
-use check::{Checked, ensure, unit};
+use check::{Checked, ensure};
 
 /// Fewest and most inputs of an op, and what they are.
 fn signature(op: &Op) -> (usize, usize, &'static str) {
@@ -257,129 +267,5 @@ pub(crate) fn leaf_form(op: &Op, rank: usize) -> Form {
         Form::Map
     } else {
         Form::Flat
-    }
-}
-
-impl Op {
-    /// Work per position: of the output map, all channels together; of the
-    /// domain ([`Op::domain`]) for a reduction. An op on flat tensors alone
-    /// counts whole, as one position.
-    ///
-    /// The unit is one addition, multiplication or comparison; an exponential
-    /// counts as ten. It ranks plans, and is exact for convolutions and dense
-    /// layers.
-    pub fn flops_per_point(&self, inputs: &[Ty], out: &Ty) -> f64 {
-        match self {
-            Op::Input { .. } | Op::Param { .. } | Op::Constant { .. } => 0.0,
-            Op::Conv(_) => window::conv_flops(inputs, out),
-            Op::ConvTranspose(_) => window::transpose_flops(inputs, out),
-            Op::ConvWeightGrad(_) => window::weight_grad_flops(out),
-            Op::MaxPool(a) | Op::AvgPool(a) => pool::flops(a, out),
-            Op::MaxPoolGrad(a) => pool::grad_flops(a, &inputs[1], out),
-            Op::AvgPoolGrad { pool, .. } => pool::grad_flops(pool, &inputs[0], out),
-            Op::Upsample(a) => upsample::flops(a, out),
-            Op::UpsampleGrad(a) => upsample::grad_flops(a, &inputs[0]),
-            Op::Unary(kind) => elementwise::unary_flops(kind, out),
-            Op::UnaryGrad { kind, saved } => elementwise::unary_grad_flops(kind, *saved, out),
-            Op::Add | Op::Mul | Op::Scale { .. } => unit(out),
-            Op::Dropout { .. } => elementwise::dropout_flops(out),
-            Op::Softmax => elementwise::softmax_flops(out),
-            Op::SoftmaxGrad => 4.0 * unit(out),
-            Op::Concat | Op::Slice(_) | Op::Pad(_) | Op::Broadcast { .. } => unit(out),
-            Op::ChannelSum | Op::SumMap { .. } | Op::GlobalMax => unit(&inputs[0]),
-            Op::GlobalMaxGrad { .. } => unit(out),
-            Op::SpatialLse => reduce::lse_flops(&inputs[0]),
-            Op::Moments(_) => norm::flops(&inputs[0], 4.0),
-            Op::PackMoments | Op::NormParamGrad(_) => unit(&inputs[0]),
-            Op::Normalise(_) => norm::flops(out, 2.0),
-            Op::NormSums(_) => norm::flops(&inputs[2], 5.0),
-            Op::NormGrad(a) => norm::flops(out, if a.frozen { 1.0 } else { 6.0 }),
-            Op::Linear => dense::flops(out.shape.batch(), out.shape.dim(1), inputs[1].shape.dim(1)),
-            Op::LinearInputGrad => {
-                dense::flops(out.shape.batch(), out.shape.dim(1), inputs[1].shape.dim(0))
-            }
-            Op::LinearWeightGrad => {
-                dense::flops(inputs[0].shape.batch(), out.shape.dim(0), out.shape.dim(1))
-            }
-            Op::CrossEntropy | Op::CrossEntropyGrad | Op::Bce | Op::BceGrad => {
-                loss::log_flops(&inputs[0])
-            }
-            Op::Mse | Op::MseGrad => 3.0 * unit(&inputs[0]),
-            Op::DiceSums => 4.0 * unit(&inputs[0]),
-            Op::DiceSumsGrad => 2.0 * unit(out),
-            Op::DiceLoss { .. } | Op::DiceLossGrad { .. } => 4.0 * unit(&inputs[0]),
-        }
-    }
-
-    /// Name of the op in the text form, such as `conv` or `max_pool_grad`.
-    pub fn name(&self) -> &'static str {
-        use crate::op::UnaryKind as U;
-        match self {
-            Op::Input { .. } => "input",
-            Op::Param { .. } => "param",
-            Op::Constant { .. } => "constant",
-            Op::Conv(_) => "conv",
-            Op::ConvTranspose(_) => "conv_transpose",
-            Op::ConvWeightGrad(_) => "conv_weight_grad",
-            Op::MaxPool(_) => "max_pool",
-            Op::MaxPoolGrad(_) => "max_pool_grad",
-            Op::AvgPool(_) => "avg_pool",
-            Op::AvgPoolGrad { .. } => "avg_pool_grad",
-            Op::Upsample(_) => "upsample",
-            Op::UpsampleGrad(_) => "upsample_grad",
-            Op::Unary(U::Relu) => "relu",
-            Op::Unary(U::LeakyRelu(_)) => "leaky_relu",
-            Op::Unary(U::Gelu) => "gelu",
-            Op::Unary(U::Silu) => "silu",
-            Op::Unary(U::Sigmoid) => "sigmoid",
-            Op::Unary(U::Tanh) => "tanh",
-            Op::Unary(U::Exp) => "exp",
-            Op::UnaryGrad { kind: U::Relu, .. } => "relu_grad",
-            Op::UnaryGrad {
-                kind: U::LeakyRelu(_),
-                ..
-            } => "leaky_relu_grad",
-            Op::UnaryGrad { kind: U::Gelu, .. } => "gelu_grad",
-            Op::UnaryGrad { kind: U::Silu, .. } => "silu_grad",
-            Op::UnaryGrad {
-                kind: U::Sigmoid, ..
-            } => "sigmoid_grad",
-            Op::UnaryGrad { kind: U::Tanh, .. } => "tanh_grad",
-            Op::UnaryGrad { kind: U::Exp, .. } => "exp_grad",
-            Op::Add => "add",
-            Op::Mul => "mul",
-            Op::Scale { .. } => "scale",
-            Op::Dropout { .. } => "dropout",
-            Op::Softmax => "softmax",
-            Op::SoftmaxGrad => "softmax_grad",
-            Op::ChannelSum => "channel_sum",
-            Op::Concat => "concat",
-            Op::Slice(_) => "slice",
-            Op::Pad(_) => "pad",
-            Op::Broadcast { .. } => "broadcast",
-            Op::SumMap { .. } => "sum_map",
-            Op::GlobalMax => "global_max",
-            Op::GlobalMaxGrad { .. } => "global_max_grad",
-            Op::SpatialLse => "spatial_lse",
-            Op::Moments(_) => "moments",
-            Op::PackMoments => "pack_moments",
-            Op::Normalise(_) => "normalise",
-            Op::NormSums(_) => "norm_sums",
-            Op::NormGrad(_) => "norm_grad",
-            Op::NormParamGrad(_) => "norm_param_grad",
-            Op::Linear => "linear",
-            Op::LinearInputGrad => "linear_input_grad",
-            Op::LinearWeightGrad => "linear_weight_grad",
-            Op::CrossEntropy => "cross_entropy",
-            Op::CrossEntropyGrad => "cross_entropy_grad",
-            Op::Bce => "bce",
-            Op::BceGrad => "bce_grad",
-            Op::Mse => "mse",
-            Op::MseGrad => "mse_grad",
-            Op::DiceSums => "dice_sums",
-            Op::DiceSumsGrad => "dice_sums_grad",
-            Op::DiceLoss { .. } => "dice_loss",
-            Op::DiceLossGrad { .. } => "dice_loss_grad",
-        }
     }
 }

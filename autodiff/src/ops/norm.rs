@@ -1,12 +1,45 @@
 //! Normalisation, split into a reduction and a pointwise op.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::TapeError;
 use crate::grad::Vjp;
-use crate::op::{NormAttrs, NormKind, NormParam, Op};
+use crate::op::{Num, Op};
 use crate::tape::{NodeId, Tape};
 use crate::ty::Ty;
 
 use super::check::{self, Checked, ensure, unit};
+
+/// Over what a norm takes its statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum NormKind {
+    /// Batch and space, per channel.
+    Batch,
+    /// Space and the channels of a group, per sample. One group per channel is
+    /// instance norm, one group in all is layer norm.
+    Group(usize),
+}
+
+/// A normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NormAttrs {
+    /// Over what statistics are taken.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub eps: Num,
+    /// Whether the statistics are given (running averages) and carry no
+    /// gradient, instead of being the moments of the very input.
+    pub frozen: bool,
+}
+
+/// Which parameter of a norm a gradient belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum NormParam {
+    /// The factor.
+    Gamma,
+    /// The offset.
+    Beta,
+}
 
 /// Shape of the moments of `x`.
 fn moments_dims(kind: NormKind, x: &Ty) -> Checked<[usize; 3]> {

@@ -1,12 +1,49 @@
 //! Windowed maximum and mean.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{ShapeReason, TapeError};
 use crate::grad::Vjp;
-use crate::op::{Op, PerAxis, PoolAttrs};
+use crate::op::{Op, PerAxis};
+use crate::region::Window;
 use crate::ty::Ty;
 
 use super::check::{self, Checked, ensure, volume};
 use super::structure::spatial_of;
+
+/// Geometry of a pooling window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PoolAttrs {
+    /// Window extent per axis.
+    pub kernel: PerAxis,
+    /// Step between windows.
+    pub stride: PerAxis,
+    /// Padding before: never a maximum; zeros of an average.
+    pub pad_lo: PerAxis,
+    /// Padding after.
+    pub pad_hi: PerAxis,
+    /// Whether an average divides by the full window also where padding
+    /// enters it. Ignored by max-pool.
+    pub count_pad: bool,
+}
+
+impl PoolAttrs {
+    /// The sliding window along spatial axis `s`.
+    pub fn window(&self, s: usize) -> Window {
+        Window {
+            kernel: self.kernel[s],
+            stride: self.stride[s],
+            dilation: 1,
+            pad: self.pad_lo[s],
+        }
+    }
+
+    /// Output extent along spatial axis `s`, if the padded input holds a window.
+    pub fn out_extent(&self, s: usize, extent: usize) -> Option<usize> {
+        let padded = extent + self.pad_lo[s] + self.pad_hi[s];
+        Some(padded.checked_sub(self.kernel[s])? / self.stride[s] + 1)
+    }
+}
 
 /// Bounds the attributes for maps of `n` spatial axes. Every window must hold a
 /// real element: otherwise a maximum has no value and a mean no divisor.

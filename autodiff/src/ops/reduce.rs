@@ -2,11 +2,11 @@
 
 use crate::error::TapeError;
 use crate::grad::Vjp;
-use crate::op::{Num, Op, PerAxis, UnaryKind};
+use crate::op::{Num, Op, PerAxis};
 use crate::ty::Ty;
 
 use super::check::{self, Checked, ensure, unit};
-use super::elementwise::EXP_FLOPS;
+use super::elementwise::{EXP_FLOPS, UnaryKind};
 use super::structure::{self, spatial_of};
 
 pub(super) fn infer_sum(keep_batch: bool, x: &Ty) -> Checked<Ty> {

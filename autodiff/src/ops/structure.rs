@@ -1,11 +1,31 @@
 //! Concatenation, cutting, padding and repetition: values are moved, not made.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::TapeError;
 use crate::grad::Vjp;
-use crate::op::{Op, PadAttrs, PerAxis, SliceAttrs};
+use crate::op::{Op, PerAxis};
 use crate::ty::{MAX_RANK, MAX_SPATIAL, Shape, Ty};
 
 use super::check::{self, Checked, MAX_EXTENT, ensure};
+
+/// A box cut out of channels (index 0) and spatial axes (1…).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SliceAttrs {
+    /// First index kept, per channel and spatial axis.
+    pub start: [usize; 1 + MAX_SPATIAL],
+    /// Number of indices kept.
+    pub len: [usize; 1 + MAX_SPATIAL],
+}
+
+/// Zeros put around channels (index 0) and spatial axes (1…).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PadAttrs {
+    /// Zeros before.
+    pub lo: [usize; 1 + MAX_SPATIAL],
+    /// Zeros after.
+    pub hi: [usize; 1 + MAX_SPATIAL],
+}
 
 /// Names axis `i` of a slice or padding.
 fn axis(i: usize) -> String {

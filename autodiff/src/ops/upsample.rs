@@ -1,11 +1,31 @@
 //! Upsampling by integer factors.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::TapeError;
 use crate::grad::Vjp;
-use crate::op::{Op, UpsampleAttrs, UpsampleMode};
+use crate::op::{Op, PerAxis};
 use crate::ty::{MAX_SPATIAL, Ty};
 
 use super::check::{self, Checked, ensure};
+
+/// How upsampling fills in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum UpsampleMode {
+    /// Repeat.
+    Nearest,
+    /// Interpolate linearly per axis, corners not aligned (PyTorch's default).
+    Linear,
+}
+
+/// Upsampling by an integer factor per axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UpsampleAttrs {
+    /// Repeat or interpolate.
+    pub mode: UpsampleMode,
+    /// Factor per axis.
+    pub factor: PerAxis,
+}
 
 pub(super) fn infer(a: &UpsampleAttrs, x: &Ty) -> Checked<Ty> {
     let n = check::expect_map("the input", x)?;

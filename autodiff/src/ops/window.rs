@@ -1,12 +1,62 @@
 //! Convolution, its adjoint, and the gradient of its weight.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{ShapeReason, TapeError};
 use crate::grad::Vjp;
-use crate::op::{ConvAttrs, ConvTransposeAttrs, Op};
+use crate::op::{Op, PerAxis};
+use crate::region::Window;
 use crate::ty::{Form, MAX_RANK, Ty};
 
 use super::check::{self, Checked, ensure, volume};
 use super::structure::spatial_of;
+
+/// Geometry of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ConvAttrs {
+    /// Taps per axis.
+    pub kernel: PerAxis,
+    /// Step between outputs.
+    pub stride: PerAxis,
+    /// Step between taps.
+    pub dilation: PerAxis,
+    /// Zeros before the first element.
+    pub pad_lo: PerAxis,
+    /// Zeros after the last element.
+    pub pad_hi: PerAxis,
+    /// Channel groups; `C` for a depthwise convolution.
+    pub groups: usize,
+}
+
+impl ConvAttrs {
+    /// The sliding window along spatial axis `s`.
+    pub fn window(&self, s: usize) -> Window {
+        Window {
+            kernel: self.kernel[s],
+            stride: self.stride[s],
+            dilation: self.dilation[s],
+            pad: self.pad_lo[s],
+        }
+    }
+
+    /// Output extent along spatial axis `s`, or `None` if the padded input is
+    /// smaller than the kernel.
+    pub fn out_extent(&self, s: usize, extent: usize) -> Option<usize> {
+        let padded = extent + self.pad_lo[s] + self.pad_hi[s];
+        let room = padded.checked_sub(self.window(s).reach() + 1)?;
+        Some(room / self.stride[s] + 1)
+    }
+}
+
+/// A transposed convolution: the adjoint of a convolution, with the extents
+/// that the stride leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ConvTransposeAttrs {
+    /// The convolution that maps `out_spatial` onto the input's extents.
+    pub conv: ConvAttrs,
+    /// Spatial extents of the output.
+    pub out_spatial: PerAxis,
+}
 
 /// Bounds the attributes for maps of `n` spatial axes.
 fn check_attrs(a: &ConvAttrs, n: usize) -> Checked {

@@ -16,6 +16,7 @@
 //! group) is left out, and one number may stand for the same on all axes.
 //! Printing and parsing give back an equal tape, gradients included.
 
+mod names;
 mod near;
 mod parse;
 mod print;
@@ -25,64 +26,3 @@ mod tests;
 
 #[cfg(doc)]
 use crate::tape::Tape;
-
-/// Every op's name, for messages; the parser's match decides.
-const OPS: &[&str] = &[
-    "conv",
-    "conv_transpose",
-    "conv_weight_grad",
-    "max_pool",
-    "max_pool_grad",
-    "avg_pool",
-    "avg_pool_grad",
-    "upsample",
-    "upsample_grad",
-    "relu",
-    "leaky_relu",
-    "gelu",
-    "silu",
-    "sigmoid",
-    "tanh",
-    "exp",
-    "relu_grad",
-    "leaky_relu_grad",
-    "gelu_grad",
-    "silu_grad",
-    "sigmoid_grad",
-    "tanh_grad",
-    "exp_grad",
-    "add",
-    "mul",
-    "scale",
-    "dropout",
-    "softmax",
-    "softmax_grad",
-    "channel_sum",
-    "concat",
-    "slice",
-    "pad",
-    "broadcast",
-    "sum_map",
-    "global_max",
-    "global_max_grad",
-    "spatial_lse",
-    "moments",
-    "pack_moments",
-    "normalise",
-    "norm_sums",
-    "norm_grad",
-    "norm_param_grad",
-    "linear",
-    "linear_input_grad",
-    "linear_weight_grad",
-    "cross_entropy",
-    "cross_entropy_grad",
-    "bce",
-    "bce_grad",
-    "mse",
-    "mse_grad",
-    "dice_sums",
-    "dice_sums_grad",
-    "dice_loss",
-    "dice_loss_grad",
-];

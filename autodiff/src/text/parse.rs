@@ -1,16 +1,17 @@
 //! From text to tape.
 
 use crate::error::TapeError;
-use crate::op::{
-    ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, Op, PadAttrs, PerAxis,
-    PoolAttrs, Saved, SliceAttrs, UnaryKind, UpsampleAttrs, UpsampleMode,
+use crate::op::{Op, PerAxis};
+use crate::ops::{
+    self, ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs, PoolAttrs,
+    Saved, SliceAttrs, UnaryKind, UpsampleAttrs, UpsampleMode,
 };
-use crate::ops;
 use crate::tape::{NodeId, Tape};
 use crate::ty::{DType, MAX_SPATIAL, Ty};
 
+use super::names::OPS;
+use super::near;
 use super::scan::{Attributes, Line, Scanned, undefined};
-use super::{OPS, near};
 
 impl Tape {
     /// Reads the text form; `docs/tape.md` describes it by example.

@@ -2,9 +2,10 @@
 
 use std::fmt::{self, Write};
 
-use crate::op::{
-    ConvAttrs, NormAttrs, NormKind, NormParam, Num, Op, PerAxis, PoolAttrs, Saved, UnaryKind,
-    UpsampleAttrs, UpsampleMode,
+use crate::op::{Num, Op, PerAxis};
+use crate::ops::{
+    ConvAttrs, NormAttrs, NormKind, NormParam, PoolAttrs, Saved, UnaryKind, UpsampleAttrs,
+    UpsampleMode,
 };
 use crate::tape::{NodeId, Tape};
 use crate::ty::Ty;
