@@ -320,3 +320,157 @@ impl<'a> Vjp<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_grad, parse, random_tape};
+
+    fn sweep(lines: &str) -> Result<(Tape, Gradients), TapeError> {
+        let mut tape = parse(lines)?;
+        let loss = tape.order().last().copied().unwrap();
+        let gradients = backward(&mut tape, loss)?;
+        Ok((tape, gradients))
+    }
+
+    #[test]
+    fn only_what_asks_for_a_gradient_gets_one() {
+        let (tape, gradients) = sweep(
+            "x = input [2, 4]\nw = param [3, 4]\nf = param [3, 4] frozen\nunused = param [5]\n\
+             t = input [2, 3]\na = linear(x, w)\nb = linear(x, f)\nc = mul(a, b)\nl = mse(c, t)",
+        )
+        .unwrap();
+        let named: Vec<_> = gradients
+            .iter()
+            .map(|(leaf, g)| (tape.node(leaf).name.as_str(), tape.node(g).name.as_str()))
+            .collect();
+        assert_eq!(named, [("w", "grad/w")]);
+        assert_eq!(gradients.get(tape.by_name("unused").unwrap()), None);
+        assert!(
+            tape.order()
+                .iter()
+                .all(|&id| tape.node(id).op != Op::LinearInputGrad)
+        );
+        let outputs: Vec<_> = tape
+            .outputs()
+            .iter()
+            .map(|&id| tape.node(id).name.as_str())
+            .collect();
+        assert_eq!(outputs, ["l", "grad/w"]);
+    }
+
+    #[test]
+    fn without_a_leaf_to_ask_nothing_is_appended() {
+        let (tape, gradients) = sweep("x = input [2, 4]\nt = input [2, 4]\nl = mse(x, t)").unwrap();
+        assert!(gradients.is_empty());
+        assert_eq!(tape.len(), 3);
+    }
+
+    #[test]
+    fn fan_out_is_summed_as_soon_as_it_can_be() {
+        // A residual block: the two ways meet in an Add of gradients.
+        check_grad(
+            "x = input [1, 2, 8] grad\nw = param [2, 2, 3]\nt = input [1, 2, 8]\n\
+             a = relu(x)\nb = conv(a, w) pad=1\nc = sigmoid(a)\nd = add(a, b)\ne = add(d, c)\nl = mse(e, t)",
+            "seed9 = constant [1] value=1
+             t10 = mse_grad(e, t, seed9)
+             t11 = sigmoid_grad(a, t10)
+             t12 = add(t10, t11)
+             grad/w = conv_weight_grad(a, t10) kernel=[3] pad=[1]
+             t14 = conv_transpose(t10, w) pad=[1] out=[8]
+             t15 = add(t12, t14)
+             grad/x = relu_grad(x, t15)",
+        );
+    }
+
+    #[test]
+    fn two_leaves_of_one_gradient_get_one_each() {
+        check_grad(
+            "a = input [2, 3] grad\nb = input [2, 3] grad\nt = input [2, 3]\ny = add(a, b)\nl = mse(y, t)",
+            "seed5 = constant [1] value=1
+             grad/b = mse_grad(y, t, seed5)
+             grad/a = scale(grad/b) factor=1",
+        );
+    }
+
+    #[test]
+    fn a_shared_weight_sums_over_its_uses() {
+        check_grad(
+            "x = input [2, 3]\nw = param [3, 3]\nt = input [2, 3]\na = linear(x, w)\nb = linear(a, w)\nl = mse(b, t)",
+            "seed6 = constant [1] value=1
+             t7 = mse_grad(b, t, seed6)
+             t8 = linear_weight_grad(a, t7)
+             t9 = linear_input_grad(t7, w)
+             t10 = linear_weight_grad(x, t9)
+             grad/w = add(t8, t10)",
+        );
+    }
+
+    #[test]
+    fn a_leaf_that_is_the_loss_has_gradient_one() {
+        check_grad("x = param [1]", "grad/x = constant [1] value=1");
+    }
+
+    #[test]
+    fn errors() {
+        for (lines, expected) in [
+            (
+                "x = input [2, 3] grad",
+                "node `x` of shape [2, 3] is no loss: a loss has shape [1]",
+            ),
+            (
+                "x = input [2, 3] grad\nt = input [2, 3] grad\nl = mse(x, t)",
+                "node `l`: no gradient is defined through mse to its input 1",
+            ),
+            (
+                "x = input [2, 3] grad\nt = input [2, 1] grad\nl = cross_entropy(x, t)",
+                "node `l`: no gradient is defined through cross_entropy to its input 1",
+            ),
+            (
+                "x = input [2, 3, 4] grad\nt = input [3]\ns = sum_map(x) keep_batch=false\nl = mse(s, t)",
+                "node `s`: no gradient is defined through sum_map to its input 0",
+            ),
+            (
+                "x = input [2, 3, 4] grad\nt = param [1, 3, 2] frozen\nm = moments(x) batch\nl = mse(m, t)",
+                "node `m`: no gradient is defined through moments to its input 0",
+            ),
+            (
+                "x = input [2, 3] grad\nt = input [2, 3]\nr = relu_grad(x, x)\nl = mse(r, t)",
+                "node `r`: no gradient is defined through relu_grad to its input 0",
+            ),
+            (
+                "x = param [1]\ngrad/x = scale(x) factor=2\nl = relu(x)",
+                "the name `grad/x` is already taken",
+            ),
+        ] {
+            let error = sweep(lines).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{lines}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_second_sweep_is_refused_before_it_appends() {
+        let (mut tape, _) = sweep("x = param [2, 3]\nt = input [2, 3]\nl = mse(x, t)").unwrap();
+        let (n, loss) = (tape.len(), tape.by_name("l").unwrap());
+        let error = backward(&mut tape, loss).unwrap_err();
+        assert_eq!(
+            error,
+            TapeError::DuplicateName {
+                name: "grad/x".to_owned()
+            }
+        );
+        assert_eq!(tape.len(), n);
+    }
+
+    #[test]
+    fn gradients_have_the_type_of_their_leaf() {
+        for seed in 0..200 {
+            let tape = random_tape(seed, 10);
+            for &id in tape.order() {
+                if let Some(g) = tape.by_name(&format!("grad/{}", tape.node(id).name)) {
+                    assert_eq!(tape.ty(g), tape.ty(id), "seed {seed}");
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Functions of elements, and structure.
 
+#[cfg(doc)]
+use crate::error::TapeError;
 use crate::op::{Num, Op};
 use crate::ops::{PadAttrs, SliceAttrs, UnaryKind};
 use crate::tape::{NodeId, Tape};

@@ -1,5 +1,7 @@
 //! Pooling over all of space.
 
+#[cfg(doc)]
+use crate::error::TapeError;
 use crate::op::Op;
 use crate::tape::{NodeId, Tape};
 

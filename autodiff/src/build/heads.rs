@@ -1,5 +1,7 @@
 //! Norms, dense layers and losses.
 
+#[cfg(doc)]
+use crate::error::TapeError;
 use crate::op::{Num, Op};
 use crate::ops::{NormAttrs, NormKind};
 use crate::tape::{NodeId, Tape};

@@ -1,5 +1,7 @@
 //! Convolution, pooling, upsampling.
 
+#[cfg(doc)]
+use crate::error::TapeError;
 use crate::op::{Op, PerAxis};
 use crate::ops::{ConvAttrs, ConvTransposeAttrs, PoolAttrs, UpsampleAttrs, UpsampleMode};
 use crate::tape::{NodeId, Tape};

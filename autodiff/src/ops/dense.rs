@@ -76,3 +76,47 @@ pub(super) fn vjp_linear(v: &mut Vjp) -> Result<(), TapeError> {
     v.give_op(2, Op::SumMap { keep_batch: false }, &[g])?;
     v.give_op(0, Op::LinearInputGrad, &[g, w])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, check_grad};
+
+    #[test]
+    fn shapes() {
+        let y = |op: &str| {
+            format!(
+                "x = input [2, 8]\nw = param [3, 8]\nb = param [3]\nm = input [2, 8, 4]\ny = {op}"
+            )
+        };
+        check(&[
+            (&y("linear(x, w)"), "f32[2, 3]"),
+            (&y("linear(x, w, b)"), "f32[2, 3]"),
+            (&y("linear(x, x)"), "f32[2, 2]"),
+            (
+                &y("linear(w, b)"),
+                "the weight must have two dimensions, not shape [3]",
+            ),
+            (
+                &y("linear(m, w)"),
+                "pool it first, or use a 1×1 convolution",
+            ),
+            (
+                "x = input [2, 8]\nw = param [3, 7]\ny = linear(x, w)",
+                "the input has 8 features, so the weight must be [3, 8], not [3, 7]",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn gradients() {
+        check_grad(
+            "x = input [2, 8] grad\nw = param [3, 8]\nb = param [3]\nt = input [2, 3]\n\
+             y = linear(x, w, b)\nl = mse(y, t)",
+            "seed6 = constant [1] value=1
+             t7 = mse_grad(y, t, seed6)
+             grad/w = linear_weight_grad(x, t7)
+             grad/b = sum_map(t7) keep_batch=false
+             grad/x = linear_input_grad(t7, w)",
+        );
+    }
+}

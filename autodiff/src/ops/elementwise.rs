@@ -281,3 +281,136 @@ pub(super) fn vjp_channel_sum(v: &mut Vjp) -> Result<(), TapeError> {
     let ones = v.push(Op::Broadcast { spatial, n_spatial }, &[one])?;
     v.give_op(0, Op::Mul, &[ones, v.cotangent])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::region::Span;
+    use crate::testing::{check, check_grad, reads};
+
+    #[test]
+    fn shapes() {
+        let y = |op: &str| {
+            format!(
+                "x = input [2, 3, 4, 6]\none = input [2, 1, 4, 6]\nv = input [2, 3]\nc = param [3]\ny = {op}"
+            )
+        };
+        check(&[
+            (&y("relu(x)"), "f32[2, 3, 4, 6]"),
+            (&y("gelu(c)"), "f32[3]"),
+            (
+                &y("leaky_relu(x) slope=0"),
+                "the slope must be a number above 0, not 0",
+            ),
+            (
+                &y("leaky_relu(x) slope=nan"),
+                "the slope must be a number above 0, not NaN",
+            ),
+            (&y("sigmoid_grad(x, x) from=output"), "f32[2, 3, 4, 6]"),
+            (
+                &y("gelu_grad(x, x) from=output"),
+                "the gradient of Gelu cannot be computed from its output",
+            ),
+            (
+                &y("relu_grad(x, one)"),
+                "the output gradient must have the shape [2, 3, 4, 6] of the saved value",
+            ),
+            (&y("add(x, x)"), "f32[2, 3, 4, 6]"),
+            (&y("add(x, v)"), "f32[2, 3, 4, 6]"),
+            (&y("mul(x, one)"), "f32[2, 3, 4, 6]"),
+            (&y("mul(v, v)"), "f32[2, 3]"),
+            (
+                &y("add(v, x)"),
+                "to repeat a flat [N, C] over a map, give the map first",
+            ),
+            (
+                &y("add(one, x)"),
+                "the second operand must have the shape [2, 1, 4, 6] of the first",
+            ),
+            (
+                &y("add(x, c)"),
+                "a flat second operand is repeated over space and must then have shape [2, 3], not [3]",
+            ),
+            (&y("scale(x) factor=-1e-3"), "f32[2, 3, 4, 6]"),
+            (&y("dropout(v) p=0"), "f32[2, 3]"),
+            (
+                &y("dropout(x) p=1"),
+                "the drop probability must be at least 0 and less than 1, not 1",
+            ),
+            (
+                &y("dropout(x) p=-0.5"),
+                "the drop probability must be at least 0 and less than 1",
+            ),
+            (
+                &y("dropout(c) p=0.5"),
+                "the input must be a map or flat [N, C], not flat [3]",
+            ),
+            (&y("softmax(x)"), "f32[2, 3, 4, 6]"),
+            (&y("softmax(v)"), "f32[2, 3]"),
+            (&y("channel_sum(x)"), "f32[2, 1, 4, 6]"),
+            (&y("channel_sum(v)"), "the input must be a map"),
+        ]);
+    }
+
+    #[test]
+    fn regions() {
+        let add = "x = input [4, 3, 8]\none = input [4, 1, 8]\ny = add(x, one)";
+        for input in 0..2 {
+            assert_eq!(reads(add, input, 1, 3..6), Span::new(3, 6));
+            assert_eq!(reads(add, input, 0, 1..2), Span::new(1, 2));
+        }
+    }
+
+    #[test]
+    fn every_repetition_is_summed_back() {
+        let leaves = "a = input [2, 3, 8] grad\none = input [2, 1, 8] grad\nv = input [2, 3] grad\n\
+                      t = input [2, 3, 8]\n";
+        check_grad(
+            &format!("{leaves}y = mul(a, one)\nz = add(y, v)\nl = mse(z, t)"),
+            "seed7 = constant [1] value=1
+             t8 = mse_grad(z, t, seed7)
+             grad/v = sum_map(t8)
+             t10 = mul(t8, a)
+             grad/one = channel_sum(t10)
+             grad/a = mul(t8, one)",
+        );
+        check_grad(
+            &format!("{leaves}y = mul(a, v)\nz = add(y, one)\nl = mse(z, t)"),
+            "seed7 = constant [1] value=1
+             t8 = mse_grad(z, t, seed7)
+             grad/one = channel_sum(t8)
+             t10 = mul(t8, a)
+             grad/v = sum_map(t10)
+             grad/a = mul(t8, v)",
+        );
+    }
+
+    #[test]
+    fn a_square_gets_both_its_halves() {
+        check_grad(
+            "a = input [2, 3] grad\nt = input [2, 3]\ny = mul(a, a)\nl = mse(y, t)",
+            "seed4 = constant [1] value=1
+             t5 = mse_grad(y, t, seed4)
+             t6 = mul(t5, a)
+             t7 = mul(t5, a)
+             grad/a = add(t6, t7)",
+        );
+    }
+
+    #[test]
+    fn gradients_of_functions() {
+        check_grad(
+            "x = input [2, 3, 8] grad\nt = input [2, 1, 8]\na = leaky_relu(x) slope=0.1\n\
+             b = dropout(a) p=0.5 key=7\nc = softmax(b)\nd = scale(c) factor=3\n\
+             e = channel_sum(d)\nl = mse(e, t)",
+            "seed8 = constant [1] value=1
+             t9 = mse_grad(e, t, seed8)
+             t10 = constant [2, 3] value=1
+             t11 = broadcast(t10) spatial=[8]
+             t12 = mul(t11, t9)
+             t13 = scale(t12) factor=3
+             t14 = softmax_grad(c, t13)
+             t15 = dropout(t14) p=0.5 key=7
+             grad/x = leaky_relu_grad(x, t15) slope=0.1",
+        );
+    }
+}

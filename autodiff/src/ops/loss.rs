@@ -100,3 +100,62 @@ pub(super) fn vjp_dice_sums(v: &mut Vjp) -> Result<(), TapeError> {
 pub(super) fn vjp_dice_loss(v: &mut Vjp, smooth: Num) -> Result<(), TapeError> {
     v.give_op(0, Op::DiceLossGrad { smooth }, &[v.inputs[0], v.cotangent])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, check_grad};
+
+    #[test]
+    fn shapes() {
+        let y = |ops: &str| {
+            format!(
+                "x = input [2, 8]\nn = input [2, 1]\nm = input [2, 8, 4]\nk = input [2, 1, 4]\n{ops}"
+            )
+        };
+        check(&[
+            (&y("l = cross_entropy(x, n)"), "f32[1]"),
+            (&y("l = cross_entropy(m, k)"), "f32[1]"),
+            (
+                &y("l = cross_entropy(x, x)"),
+                "the labels must hold one class index per position, shape [2, 1], not [2, 8]",
+            ),
+            (&y("l = bce(m, m)"), "f32[1]"),
+            (
+                &y("l = mse(x, n)"),
+                "the target must have the shape [2, 8] of the prediction, not [2, 1]",
+            ),
+            (&y("s = dice_sums(m, m)"), "f32[2, 8, 3]"),
+            (&y("s = dice_sums(x, x)"), "the prediction must be a map"),
+            (
+                &y("s = dice_sums(m, m)\nl = dice_loss(s) smooth=1"),
+                "f32[1]",
+            ),
+            (
+                &y("s = dice_sums(m, m)\nl = dice_loss(s) smooth=-1"),
+                "the smoothing must be a number not below 0",
+            ),
+            (
+                &y("l = dice_loss(x) smooth=1"),
+                "the sums must have shape [N, C, 3], not [2, 8]",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn gradients() {
+        check_grad(
+            "x = input [2, 8] grad\nn = input [2, 1]\nl = cross_entropy(x, n)",
+            "seed3 = constant [1] value=1
+             grad/x = cross_entropy_grad(x, n, seed3)",
+        );
+        check_grad(
+            "x = input [2, 8, 4] grad\nt = input [2, 8, 4]\nb = bce(x, t)\ns = dice_sums(x, t)\n\
+             d = dice_loss(s) smooth=1\nl = add(b, d)",
+            "seed6 = constant [1] value=1
+             t7 = dice_loss_grad(s, seed6) smooth=1
+             t8 = dice_sums_grad(t, t7)
+             t9 = bce_grad(x, t, seed6)
+             grad/x = add(t8, t9)",
+        );
+    }
+}

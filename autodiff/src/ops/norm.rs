@@ -175,3 +175,114 @@ pub(super) fn vjp_normalise(v: &mut Vjp, a: &NormAttrs) -> Result<(), TapeError>
     }
     v.give_op(0, Op::NormGrad(*a), &[moments, g, gamma])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, check_grad};
+
+    const LEAVES: &str = "x = input [2, 6, 4, 4] grad\nz = input [2, 6, 4, 4]\nc = param [6]\n\
+                          d = param [6]\nt = input [2, 6, 4, 4]\n";
+
+    #[test]
+    fn shapes() {
+        let y = |ops: &str| format!("{LEAVES}{ops}");
+        check(&[
+            (&y("m = moments(x) batch"), "f32[1, 6, 2]"),
+            (&y("m = moments(x) groups=3"), "f32[2, 3, 2]"),
+            (
+                &y("m = moments(x) groups=4"),
+                "the 6 channels cannot be normalised in 4 groups",
+            ),
+            (
+                &y("m = moments(x) groups=0"),
+                "the 6 channels cannot be normalised in 0 groups",
+            ),
+            (&y("m = pack_moments(c, d)"), "f32[1, 6, 2]"),
+            (
+                &y("m = moments(x) groups=3\ny = normalise(x, m, c, d) groups=3 eps=1e-5"),
+                "f32[2, 6, 4, 4]",
+            ),
+            (
+                &y("m = moments(x) groups=3\ny = normalise(x, m, c, d) groups=2 eps=1e-5"),
+                "the moments must have shape [2, 2, 2], not [2, 3, 2]",
+            ),
+            (
+                &y("m = moments(z) batch\ny = normalise(x, m, c, d) batch eps=1e-5"),
+                "must be those of its own input: expected the Batch moments of `x`, but `m` is moments of [\"z\"]",
+            ),
+            (
+                &y("m = pack_moments(c, d)\ny = normalise(x, m, c, d) batch eps=1e-5"),
+                "but `m` is pack_moments of [\"c\", \"d\"]",
+            ),
+            (
+                &y("m = pack_moments(c, d)\ny = normalise(x, m, c, d) batch eps=1e-5 frozen"),
+                "f32[2, 6, 4, 4]",
+            ),
+            (
+                &y("m = moments(x) groups=2\ny = normalise(x, m, c, d) groups=2 eps=1e-5 frozen"),
+                "frozen statistics are given per channel, so the kind must be batch",
+            ),
+            (
+                &y("m = moments(x) batch\ny = normalise(x, m, c, d) batch eps=-1"),
+                "eps must be a number not below 0",
+            ),
+            (
+                &y("m = moments(x) batch\ny = norm_sums(x, m, z) batch eps=0"),
+                "f32[2, 6, 2]",
+            ),
+            (
+                &y(
+                    "m = moments(x) batch\ns = norm_sums(x, m, z) batch eps=0\ng = norm_param_grad(s) of=beta",
+                ),
+                "f32[6]",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn a_live_norm_goes_through_its_statistics() {
+        check_grad(
+            &format!(
+                "{LEAVES}m = moments(x) groups=2\ny = normalise(x, m, c, d) groups=2 eps=1e-5\nl = mse(y, t)"
+            ),
+            "seed8 = constant [1] value=1
+             t9 = mse_grad(y, t, seed8)
+             t10 = norm_sums(x, m, t9) groups=2 eps=1e-5
+             grad/c = norm_param_grad(t10) of=gamma
+             grad/d = norm_param_grad(t10) of=beta
+             grad/x = norm_grad(x, m, t9, c, t10) groups=2 eps=1e-5",
+        );
+    }
+
+    #[test]
+    fn a_frozen_norm_saves_as_little_as_its_parameters_need() {
+        let net = |gamma: &str, beta: &str| {
+            format!(
+                "x = input [2, 6, 4] grad\nmean = param [6]\nvar = param [6]\ng = param [6] {gamma}\n\
+                 b = param [6] {beta}\nt = input [2, 6, 4]\nm = pack_moments(mean, var)\n\
+                 y = normalise(x, m, g, b) batch eps=1e-5 frozen\nl = mse(y, t)"
+            )
+        };
+        let seed = "seed9 = constant [1] value=1\nt10 = mse_grad(y, t, seed9)\n";
+        check_grad(
+            &net("", ""),
+            &format!(
+                "{seed}t11 = norm_sums(x, m, t10) batch eps=1e-5 frozen
+                 grad/g = norm_param_grad(t11) of=gamma
+                 grad/b = norm_param_grad(t11) of=beta
+                 grad/x = norm_grad(m, t10, g) batch eps=1e-5 frozen"
+            ),
+        );
+        check_grad(
+            &net("frozen", ""),
+            &format!(
+                "{seed}grad/b = sum_map(t10) keep_batch=false
+                 grad/x = norm_grad(m, t10, g) batch eps=1e-5 frozen"
+            ),
+        );
+        check_grad(
+            &net("frozen", "frozen"),
+            &format!("{seed}grad/x = norm_grad(m, t10, g) batch eps=1e-5 frozen"),
+        );
+    }
+}

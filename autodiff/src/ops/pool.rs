@@ -133,3 +133,80 @@ pub(super) fn vjp_avg(v: &mut Vjp, a: &PoolAttrs) -> Result<(), TapeError> {
         &[v.cotangent],
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::region::Span;
+    use crate::testing::{check, check_grad, reads};
+
+    #[test]
+    fn shapes() {
+        let y = |op: &str| format!("x = input [2, 3, 9, 8]\ny = {op}");
+        check(&[
+            (&y("max_pool(x) kernel=2 stride=2"), "f32[2, 3, 4, 4]"),
+            (&y("max_pool(x) kernel=3 stride=2 pad=1"), "f32[2, 3, 5, 4]"),
+            (
+                &y("avg_pool(x) kernel=[1, 3] pad_hi=[0, 1] count_pad"),
+                "f32[2, 3, 9, 7]",
+            ),
+            (&y("max_pool(x) kernel=0"), "the kernel must be at least 1"),
+            (
+                &y("max_pool(x) kernel=2 stride=0"),
+                "the stride must be at least 1",
+            ),
+            (
+                &y("max_pool(x) kernel=2 pad=2"),
+                "on spatial axis 0 the padding 2 must be less than the kernel 2",
+            ),
+            (
+                &y("avg_pool(x) kernel=[9, 9]"),
+                "on spatial axis 1 the window spans 9 but the padded input only 8",
+            ),
+            (
+                "x = input [2, 3, 9]\ng = input [2, 3, 4]\ny = max_pool_grad(x, g) kernel=2 stride=2",
+                "f32[2, 3, 9]",
+            ),
+            (
+                "x = input [2, 3, 9]\ng = input [2, 3, 5]\ny = max_pool_grad(x, g) kernel=2 stride=2",
+                "the output gradient must have the shape [2, 3, 4] of the pooled map, not [2, 3, 5]",
+            ),
+            (
+                "g = input [2, 3, 4]\ny = avg_pool_grad(g) kernel=2 stride=2 in=9",
+                "f32[2, 3, 9]",
+            ),
+            (
+                "g = input [2, 3, 4]\ny = avg_pool_grad(g) kernel=2 stride=2 in=10",
+                "the output gradient must have the shape [2, 3, 5] of the pooled map",
+            ),
+            (
+                "x = input [2, 3]\ny = max_pool(x) kernel=2",
+                "the input must be a map",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn regions() {
+        let pool = "x = input [1, 1, 16]\ny = max_pool(x) kernel=3 stride=2 pad=1";
+        assert_eq!(reads(pool, 0, 1, 2..4), Span::new(3, 8));
+        let grad = "x = input [1, 1, 16]\ng = input [1, 1, 8]\n\
+                    y = max_pool_grad(x, g) kernel=3 stride=2 pad=1";
+        // Inputs 4..6 lie in the windows around 4 and 6.
+        assert_eq!(reads(grad, 1, 1, 4..6), Span::new(2, 4));
+        assert_eq!(reads(grad, 0, 1, 4..6), Span::new(3, 8));
+        let avg = "g = input [1, 1, 8]\ny = avg_pool_grad(g) kernel=2 stride=2 in=16";
+        assert_eq!(reads(avg, 0, 1, 4..7), Span::new(2, 4));
+    }
+
+    #[test]
+    fn gradients() {
+        check_grad(
+            "x = input [1, 2, 9] grad\nt = input [1, 2, 2]\nm = max_pool(x) kernel=3 stride=2\n\
+             a = avg_pool(m) kernel=2 stride=2\nl = mse(a, t)",
+            "seed5 = constant [1] value=1
+             t6 = mse_grad(a, t, seed5)
+             t7 = avg_pool_grad(t6) kernel=[2] stride=[2] in=[4]
+             grad/x = max_pool_grad(x, t7) kernel=[3] stride=[2]",
+        );
+    }
+}

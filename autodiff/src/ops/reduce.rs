@@ -96,3 +96,85 @@ pub(super) fn vjp_lse(v: &mut Vjp) -> Result<(), TapeError> {
     let softmax = v.push(Op::Unary(UnaryKind::Exp), &[shifted])?;
     v.give_op(0, Op::Mul, &[softmax, v.cotangent])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, check_grad, parse};
+
+    #[test]
+    fn shapes() {
+        let y =
+            |op: &str| format!("x = input [2, 3, 4, 6]\nv = input [2, 3]\nw = param [3]\ny = {op}");
+        check(&[
+            (&y("sum_map(x)"), "f32[2, 3]"),
+            (&y("sum_map(x) keep_batch=false"), "f32[3]"),
+            (&y("sum_map(v) keep_batch=false"), "f32[3]"),
+            (&y("sum_map(v)"), "a flat input has no space to sum over"),
+            (
+                &y("sum_map(w) keep_batch=false"),
+                "a flat input must have shape [N, C], not [3]",
+            ),
+            (&y("global_max(x)"), "f32[2, 9]"),
+            (&y("spatial_lse(x)"), "f32[2, 3]"),
+            (&y("spatial_lse(v)"), "the input must be a map"),
+            (
+                &y("global_max_grad(v, v) spatial=[5, 6]"),
+                "f32[2, 1, 5, 6]",
+            ),
+            (
+                &y("global_max_grad(v, v) spatial=[5]"),
+                "the packed maxima must have shape [N, 2·C], not [2, 3]",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn a_reduction_has_a_domain() {
+        for (lines, domain) in [
+            ("y = sum_map(x)", Some(0)),
+            ("y = conv_weight_grad(x, x) kernel=1", Some(1)),
+            (
+                "m = moments(x) batch\ny = norm_sums(x, m, x) batch eps=0",
+                Some(2),
+            ),
+            ("y = mse(x, x)", Some(0)),
+            ("y = relu(x)", None),
+            ("s = sum_map(x)\ny = sum_map(s) keep_batch=false", None),
+        ] {
+            let tape = parse(&format!("x = input [2, 3, 4]\n{lines}")).unwrap();
+            let last = *tape.order().last().unwrap();
+            let found = tape
+                .node(last)
+                .op
+                .domain(&tape.input_tys(last), &tape.ty(last));
+            assert_eq!(found, domain, "{lines}");
+        }
+    }
+
+    #[test]
+    fn gradients() {
+        check_grad(
+            "x = input [2, 3, 8] grad\nt = input [2, 3]\ny = sum_map(x)\nl = mse(y, t)",
+            "seed4 = constant [1] value=1
+             t5 = mse_grad(y, t, seed4)
+             grad/x = broadcast(t5) spatial=[8]",
+        );
+        check_grad(
+            "x = input [2, 3, 8] grad\nt = input [2, 3]\ny = spatial_lse(x)\nl = mse(y, t)",
+            "seed4 = constant [1] value=1
+             t5 = mse_grad(y, t, seed4)
+             t6 = scale(y) factor=-1
+             t7 = add(x, t6)
+             t8 = exp(t7)
+             grad/x = mul(t8, t5)",
+        );
+        check_grad(
+            "x = input [2, 3, 8] grad\nt = input [2, 3]\nm = global_max(x)\n\
+             y = slice(m) start=[0] len=[3]\nl = mse(y, t)",
+            "seed5 = constant [1] value=1
+             t6 = mse_grad(y, t, seed5)
+             t7 = pad(t6) lo=[0] hi=[3]
+             grad/x = global_max_grad(m, t7) spatial=[8]",
+        );
+    }
+}

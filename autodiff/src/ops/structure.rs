@@ -188,3 +188,99 @@ pub(super) fn vjp_pad(v: &mut Vjp, a: &PadAttrs) -> Result<(), TapeError> {
 pub(super) fn vjp_broadcast(v: &mut Vjp) -> Result<(), TapeError> {
     v.give_op(0, Op::SumMap { keep_batch: true }, &[v.cotangent])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::region::Span;
+    use crate::testing::{check, check_grad, reads};
+
+    #[test]
+    fn shapes() {
+        let y = |op: &str| {
+            format!(
+                "x = input [2, 3, 4, 6]\nz = input [2, 2, 4, 6]\nv = input [2, 3]\nw = param [3]\ny = {op}"
+            )
+        };
+        check(&[
+            (&y("concat(x, z, x)"), "f32[2, 8, 4, 6]"),
+            (&y("concat(v, v)"), "f32[2, 6]"),
+            (&y("concat()"), "its inputs are (a, b, …), but 0 are given"),
+            (
+                &y("concat(x, v)"),
+                "inputs differ in channels only, but input 0 is [2, 3, 4, 6] and input 1 is [2, 3]",
+            ),
+            (
+                &y("concat(w, w)"),
+                "every input must be a map or flat [N, C], not flat [3]",
+            ),
+            (
+                &y("slice(x) start=[1, 0, 2] len=[2, 4, 3]"),
+                "f32[2, 2, 4, 3]",
+            ),
+            (&y("slice(v) start=[1] len=[2]"), "f32[2, 2]"),
+            (
+                &y("slice(x) start=[1, 0, 4] len=[2, 4, 3]"),
+                "indices 4 to 4 + 3 of spatial axis 1 reach beyond its extent 6",
+            ),
+            (
+                &y("slice(x) start=[18446744073709551615, 0, 0] len=[2, 4, 3]"),
+                "of channels reach beyond its extent 3",
+            ),
+            (
+                &y("slice(x) start=[1, 0, 0] len=[0, 4, 3]"),
+                "at least one index of channels",
+            ),
+            (&y("pad(x) lo=[0, 1, 2] hi=[1, 0, 3]"), "f32[2, 4, 5, 11]"),
+            (&y("pad(v) lo=[1] hi=[0]"), "f32[2, 4]"),
+            (
+                &y("pad(x) lo=[0, 1, 2] hi=[1, 0, 18446744073709551615]"),
+                "is above the limit",
+            ),
+            (&y("broadcast(v) spatial=[5, 6, 7]"), "f32[2, 3, 5, 6, 7]"),
+            (
+                &y("broadcast(w) spatial=[5]"),
+                "the input must have shape [N, C], not [3]",
+            ),
+            (
+                &y("broadcast(v) spatial=[]"),
+                "a map has 1 to 3 spatial axes, not 0",
+            ),
+            (
+                &y("broadcast(v) spatial=[5, 0]"),
+                "the spatial extent must be at least 1",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn regions() {
+        let slice = "x = input [1, 1, 16, 16]\ny = slice(x) start=[0, 3, 0] len=[1, 8, 16]";
+        assert_eq!(reads(slice, 0, 1, 2..5), Span::new(5, 8));
+        assert_eq!(reads(slice, 0, 2, 2..5), Span::new(2, 5));
+        let pad = "x = input [1, 1, 8]\ny = pad(x) lo=[0, 3] hi=[0, 2]";
+        assert_eq!(reads(pad, 0, 1, 0..5), Span::new(0, 2));
+        assert!(reads(pad, 0, 1, 0..2).is_empty());
+        assert_eq!(reads(pad, 0, 1, 9..13), Span::new(6, 8));
+    }
+
+    #[test]
+    fn gradients() {
+        check_grad(
+            "a = input [1, 2, 8] grad\nb = input [1, 3, 8] grad\nt = input [1, 3, 9]\n\
+             c = concat(a, b)\ns = slice(c) start=[1, 2] len=[3, 5]\np = pad(s) lo=[0, 1] hi=[0, 3]\n\
+             l = mse(p, t)",
+            "seed7 = constant [1] value=1
+             t8 = mse_grad(p, t, seed7)
+             t9 = slice(t8) start=[0, 1] len=[3, 5]
+             t10 = pad(t9) lo=[1, 2] hi=[1, 1]
+             grad/a = slice(t10) start=[0, 0] len=[2, 8]
+             grad/b = slice(t10) start=[2, 0] len=[3, 8]",
+        );
+        check_grad(
+            "v = input [1, 2] grad\nt = input [1, 2, 8]\ny = broadcast(v) spatial=[8]\nl = mse(y, t)",
+            "seed4 = constant [1] value=1
+             t5 = mse_grad(y, t, seed4)
+             grad/v = sum_map(t5)",
+        );
+    }
+}

@@ -72,3 +72,50 @@ pub(super) fn grad_flops(a: &UpsampleAttrs, g: &Ty) -> f64 {
 pub(super) fn vjp(v: &mut Vjp, a: &UpsampleAttrs) -> Result<(), TapeError> {
     v.give_op(0, Op::UpsampleGrad(*a), &[v.cotangent])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::region::Span;
+    use crate::testing::{check, check_grad, reads};
+
+    #[test]
+    fn shapes() {
+        let y = |op: &str| format!("x = input [2, 3, 4, 6]\ny = {op}");
+        check(&[
+            (&y("upsample(x) factor=2"), "f32[2, 3, 8, 12]"),
+            (
+                &y("upsample(x) factor=[1, 3] mode=linear"),
+                "f32[2, 3, 4, 18]",
+            ),
+            (&y("upsample(x) factor=0"), "the factor must be at least 1"),
+            (&y("upsample(x) factor=2147483648"), "above the limit"),
+            (&y("upsample_grad(x) factor=2"), "f32[2, 3, 2, 3]"),
+            (
+                &y("upsample_grad(x) factor=4"),
+                "extent 6 of spatial axis 1 is not a multiple of the factor 4",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn regions() {
+        let nearest = "x = input [1, 1, 8]\ny = upsample(x) factor=2";
+        assert_eq!(reads(nearest, 0, 1, 3..6), Span::new(1, 3));
+        let linear = "x = input [1, 1, 8]\ny = upsample(x) factor=2 mode=linear";
+        assert_eq!(reads(linear, 0, 1, 0..2), Span::new(0, 2));
+        assert_eq!(reads(linear, 0, 1, 6..8), Span::new(2, 5));
+        let grad = "g = input [1, 1, 16]\ny = upsample_grad(g) factor=2";
+        assert_eq!(reads(grad, 0, 1, 3..6), Span::new(6, 12));
+    }
+
+    #[test]
+    fn gradients() {
+        check_grad(
+            "x = input [1, 2, 3] grad\nt = input [1, 2, 6]\ny = upsample(x) factor=2 mode=linear\n\
+             l = mse(y, t)",
+            "seed4 = constant [1] value=1
+             t5 = mse_grad(y, t, seed4)
+             grad/x = upsample_grad(t5) factor=[2] mode=linear",
+        );
+    }
+}

@@ -239,3 +239,150 @@ pub(super) fn vjp_transpose(v: &mut Vjp, a: &ConvTransposeAttrs) -> Result<(), T
     v.give_op(2, Op::SumMap { keep_batch: false }, &[g])?;
     v.give_op(0, Op::Conv(a.conv), &[g, w])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::region::Span;
+    use crate::testing::{check, check_grad, reads};
+
+    #[test]
+    fn conv_shapes() {
+        check(&[
+            (
+                "x = input [2, 3, 64]\nw = param [8, 3, 5]\ny = conv(x, w)",
+                "f32[2, 8, 60]",
+            ),
+            (
+                "x = input [1, 3, 64, 63]\nw = param [8, 3, 3, 3]\nb = param [8]\n\
+                 y = conv(x, w, b) stride=2 pad=1",
+                "f32[1, 8, 32, 32]",
+            ),
+            (
+                "x = input [1, 4, 9, 9, 9]\nw = param [8, 2, 3, 1, 2]\n\
+                 y = conv(x, w) groups=2 dilation=[2, 1, 3] pad_lo=[1, 0, 0] pad_hi=[0, 0, 2]",
+                "f32[1, 8, 6, 9, 8]",
+            ),
+            (
+                "x = input [1, 3, 8, 8]\nw = param [8, 4, 3, 3]\ny = conv(x, w)",
+                "`y` = conv(f32[1, 3, 8, 8], f32[8, 4, 3, 3]): the input has 3 channels in 1 \
+                 group(s), so the weight must be [8, 3, …], not [8, 4, 3, 3]",
+            ),
+            (
+                "x = input [1, 3, 8, 8]\nw = param [8, 1, 3, 3]\ny = conv(x, w) groups=2",
+                "the 3 channels of the input cannot be split into 2 groups",
+            ),
+            (
+                "x = input [1, 4, 8, 8]\nw = param [5, 2, 3, 3]\ny = conv(x, w) groups=2",
+                "the 5 channels of the weight's first axis cannot be split into 2 groups",
+            ),
+            (
+                "x = input [1, 3, 8, 8]\nw = param [8, 3, 3]\ny = conv(x, w)",
+                "over 2 spatial axes the weight has shape [K, C/groups, kernel…] of rank 4, not [8, 3, 3]",
+            ),
+            (
+                "x = input [1, 3, 8, 2]\nw = param [8, 3, 3, 3]\ny = conv(x, w) dilation=2",
+                "on spatial axis 1 the kernel spans 5 but the padded input only 2: pad it by 3 more",
+            ),
+            (
+                "x = input [1, 3]\nw = param [8, 3]\ny = conv(x, w)",
+                "the input must be a map [N, C, spatial…]; [1, 3] is flat",
+            ),
+            (
+                "x = input [1, 3, 8]\nw = input [8, 3, 3]\ny = conv(x, w)",
+                "the weight must be flat (a parameter, or the result of a reduction); [8, 3, 3] is a map",
+            ),
+            (
+                "x = input [1, 3, 8]\nw = param [8, 3, 3]\nb = param [3]\ny = conv(x, w, b)",
+                "the bias must have shape [8], not [3]",
+            ),
+            (
+                "x = input [1, 3, 8]\nw = param [8, 3, 3]\ny = conv(x, w) stride=0",
+                "the stride must be at least 1",
+            ),
+            (
+                "x = input [1, 3, 8]\nw = param [8, 3, 3]\ny = conv(x, w) dilation=0",
+                "the dilation must be at least 1",
+            ),
+            (
+                "x = input [1, 3, 8]\nw = param [8, 3, 3]\ny = conv(x, w) groups=0",
+                "groups must be at least 1",
+            ),
+            (
+                "x = input [1, 3, 8]\nw = param [8, 3, 3]\ny = conv(x, w) pad=18446744073709551615",
+                "above the limit",
+            ),
+            (
+                "x = input [1, 3, 8]\ny = conv(x)",
+                "its inputs are (x, w[, b]), but 1 are given",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn transposed_shapes() {
+        let xw = "x = input [1, 8, 5]\nw = param [8, 2, 3]\n";
+        let y = |attributes: &str| format!("{xw}y = conv_transpose(x, w) {attributes}");
+        check(&[
+            (&y("out=[7]"), "f32[1, 2, 7]"),
+            (&y("stride=2 pad=1 out=[9]"), "f32[1, 2, 9]"),
+            (&y("stride=2 pad=1 out=[10]"), "f32[1, 2, 10]"),
+            (&y("stride=2 pad=1 out=[10] groups=2"), "f32[1, 4, 10]"),
+            (
+                &y("stride=2 pad=1 out=[11]"),
+                "the convolution makes [6] of [11], not the input's [5]: the output extent must be",
+            ),
+            (&y("stride=2"), "`conv_transpose` needs `out=…`"),
+            (&y("out=[0]"), "the output extent must be at least 1"),
+            (
+                "x = input [1, 4, 5]\nw = param [8, 2, 3]\ny = conv_transpose(x, w) out=[7]",
+                "the input has 4 channels, so the weight of the transposed convolution must be [4, …]",
+            ),
+            (
+                "x = input [1, 4, 8]\ng = input [1, 6, 6]\ny = conv_weight_grad(x, g) kernel=[3] groups=2",
+                "f32[6, 2, 3]",
+            ),
+            (
+                "x = input [1, 4, 8]\ng = input [1, 6, 7]\ny = conv_weight_grad(x, g) kernel=[3]",
+                "the output gradient must have the batch and spatial extents of the output, [1, 1, 6], not [1, 6, 7]",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn regions() {
+        let conv =
+            "x = input [1, 3, 64, 64]\nw = param [8, 3, 3, 3]\ny = conv(x, w) stride=2 pad=1";
+        assert_eq!(reads(conv, 0, 0, 0..1), Span::new(0, 1));
+        assert_eq!(reads(conv, 0, 1, 0..8), Span::new(0, 16));
+        assert_eq!(reads(conv, 0, 2, 8..16), Span::new(15, 32));
+        let transpose = "x = input [1, 8, 32, 32]\nw = param [8, 3, 3, 3]\n\
+                         y = conv_transpose(x, w) stride=2 pad=1 out=[64, 64]";
+        assert_eq!(reads(transpose, 0, 1, 16..32), Span::new(8, 17));
+        let weight = "x = input [1, 3, 64, 64]\ng = input [1, 8, 32, 32]\n\
+                      w = conv_weight_grad(x, g) kernel=3 stride=2 pad=1";
+        assert_eq!(reads(weight, 0, 1, 8..16), Span::new(15, 32));
+        assert_eq!(reads(weight, 1, 1, 8..16), Span::new(8, 16));
+    }
+
+    #[test]
+    fn gradients() {
+        check_grad(
+            "x = input [1, 3, 8, 8] grad\nw = param [4, 3, 3, 3]\nb = param [4]\n\
+             t = input [1, 4, 4, 4]\ny = conv(x, w, b) stride=2 pad=1\nl = mse(y, t)",
+            "seed6 = constant [1] value=1
+             t7 = mse_grad(y, t, seed6)
+             grad/w = conv_weight_grad(x, t7) kernel=[3, 3] stride=[2, 2] pad=[1, 1]
+             grad/b = sum_map(t7) keep_batch=false
+             grad/x = conv_transpose(t7, w) stride=[2, 2] pad=[1, 1] out=[8, 8]",
+        );
+        check_grad(
+            "x = input [1, 3, 4] grad\nw = param [3, 4, 2]\nb = param [4]\nt = input [1, 4, 8]\n\
+             y = conv_transpose(x, w, b) stride=2 out=8\nl = mse(y, t)",
+            "seed6 = constant [1] value=1
+             t7 = mse_grad(y, t, seed6)
+             grad/w = conv_weight_grad(t7, x) kernel=[2] stride=[2]
+             grad/b = sum_map(t7) keep_batch=false
+             grad/x = conv(t7, w) stride=[2]",
+        );
+    }
+}

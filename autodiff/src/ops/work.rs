@@ -57,3 +57,54 @@ impl Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::parse;
+
+    /// Work per position, and for flat ops in all.
+    #[test]
+    fn convolutions_and_dense_layers_are_counted_exactly() {
+        for (lines, expected) in [
+            (
+                "x = input [1, 16, 8, 8]\nw = param [32, 16, 3, 3]\ny = conv(x, w)",
+                2.0 * 32.0 * 16.0 * 9.0,
+            ),
+            (
+                "x = input [1, 16, 8, 8]\nw = param [16, 1, 3, 3]\ny = conv(x, w) groups=16",
+                2.0 * 16.0 * 9.0,
+            ),
+            (
+                "x = input [1, 32, 4, 4]\nw = param [32, 16, 2, 2]\ny = conv_transpose(x, w) stride=2 out=8",
+                2.0 * 32.0 * 16.0,
+            ),
+            (
+                "x = input [1, 16, 8]\ng = input [1, 32, 6]\nw = conv_weight_grad(x, g) kernel=3",
+                2.0 * 32.0 * 16.0 * 3.0,
+            ),
+            (
+                "x = input [4, 100]\nw = param [10, 100]\ny = linear(x, w)",
+                2.0 * 4.0 * 1000.0,
+            ),
+            (
+                "x = input [4, 10]\nw = param [10, 100]\ny = linear_input_grad(x, w)",
+                2.0 * 4.0 * 1000.0,
+            ),
+            (
+                "x = input [4, 100]\ng = input [4, 10]\ny = linear_weight_grad(x, g)",
+                2.0 * 4.0 * 1000.0,
+            ),
+            ("x = input [4, 16, 8]\ny = relu(x)", 16.0),
+            ("x = input [4, 16]\ny = relu(x)", 64.0),
+            ("x = input [4, 16, 8]\ny = sum_map(x)", 16.0),
+        ] {
+            let tape = parse(lines).unwrap();
+            let last = *tape.order().last().unwrap();
+            let flops = tape
+                .node(last)
+                .op
+                .flops_per_point(&tape.input_tys(last), &tape.ty(last));
+            assert_eq!(flops, expected, "{lines}");
+        }
+    }
+}

@@ -3,6 +3,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::names::OPS;
+use crate::grad::backward;
+use crate::op::Op;
 use crate::tape::{Node, Tape};
 use crate::testing::{parse, random_tape};
 
@@ -260,5 +262,58 @@ fn the_header_is_required() {
     ] {
         let error = Tape::parse(text).expect_err(text).to_string();
         assert!(error.starts_with(expected), "{text}: {error}");
+    }
+}
+
+/// A file of the repository.
+fn file(path: &str) -> String {
+    let path = format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).expect(&path)
+}
+
+#[test]
+fn the_example_tapes_train_and_stand_in_the_docs() {
+    let docs = file("docs/tape.md");
+    for name in ["classifier", "attention", "unet"] {
+        let text = file(&format!("examples/tapes/{name}.tape"));
+        assert!(
+            docs.contains(&format!("```text\n{text}```\n")),
+            "docs/tape.md lacks {name}.tape"
+        );
+        let mut tape = Tape::parse(&text).unwrap_or_else(|e| panic!("{name}.tape: {e}"));
+        // Types are given in comments, which must not mislead.
+        for line in text.lines() {
+            if let (Some((name, _)), Some((_, ty))) =
+                (line.split_once(" ="), line.split_once("# f32"))
+            {
+                let id = tape.by_name(name).unwrap();
+                assert_eq!(tape.ty(id).shape.to_string(), ty, "{line}");
+            }
+        }
+        let loss = tape.outputs()[0];
+        let gradients = backward(&mut tape, loss).unwrap();
+        let trained = tape
+            .order()
+            .iter()
+            .filter(|&&id| tape.node(id).op == Op::Param { grad: true });
+        assert_eq!(gradients.len(), trained.count(), "{name}.tape");
+        assert_eq!(
+            contents(&Tape::parse(&tape.to_string()).unwrap()),
+            contents(&tape)
+        );
+    }
+}
+
+#[test]
+fn the_docs_name_every_op() {
+    let docs = file("docs/tape.md");
+    for op in OPS {
+        let kin = op
+            .strip_suffix("_grad")
+            .is_some_and(|f| ["gelu", "silu", "sigmoid", "tanh", "exp", "leaky_relu"].contains(&f));
+        assert!(
+            kin || docs.contains(&format!("`{op}")),
+            "docs/tape.md lacks {op}"
+        );
     }
 }
