@@ -82,6 +82,15 @@ pub enum PlanError {
         /// The host cap.
         host: ByteSize,
     },
+    /// The solver ran out of effort before it found any plan.
+    #[error(
+        "no {strategy} plan was found within the solver's limits, which proves nothing; \
+         give more device or host memory, or another strategy"
+    )]
+    GaveUp {
+        /// Name of the strategy.
+        strategy: &'static str,
+    },
     /// The solver failed: a bug or an exhausted machine, not a property of the input.
     #[error("the solver answered {status}; please report this tape and budget")]
     Solver {

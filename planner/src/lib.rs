@@ -60,7 +60,7 @@ pub use sweep::{AxisGrid, AxisPolicy};
 pub use verify::{Violation, verify};
 
 use candidates::{Grids, candidates};
-use place::{Goal, Placement, Problem, place};
+use place::{Goal, Placed, Problem, place};
 use segment::{Fineness, segment, storable};
 use solve::Effort;
 
@@ -95,9 +95,9 @@ pub fn plan(
 }
 
 /// Effort of a placement for speed.
-const FAST: Effort = Effort { gap: 0.01, nodes: 400, secs: 12.0 };
+const FAST: Effort = Effort { gap: 0.01, nodes: 200, secs: 15.0 };
 /// Effort of a placement for memory.
-const SMALL: Effort = Effort { gap: 0.02, nodes: 400, secs: 20.0 };
+const SMALL: Effort = Effort { gap: 0.02, nodes: 200, secs: 25.0 };
 /// How often a placement is asked again with a cap lowered by what packing
 /// lacked.
 const REPACKS: usize = 6;
@@ -118,16 +118,16 @@ impl Planner<'_> {
         if let Some(plan) = self.fastest(Fineness::Coarse, grids, workspace)? {
             return Ok(plan);
         }
-        let Some(least) = self.smallest(smallest)? else {
-            return Err(PlanError::HostTooSmall {
-                strategy: self.strategy.name(),
-                host: ByteSize(self.budget.host_bytes),
-            });
-        };
+        let least = self.smallest(smallest)?;
         if least.predicted.peak_bytes > self.budget.device_bytes {
             return Err(self.infeasible(&least));
         }
-        Ok(self.fastest(Fineness::Fine, smallest, 0)?.unwrap_or(least))
+        for grids in [grids, smallest] {
+            if let Some(plan) = self.fastest(Fineness::Fine, grids, 0)? {
+                return Ok(plan);
+            }
+        }
+        Ok(least)
     }
 
     /// One overlapped tile size for all: the one predicted fastest that fits.
@@ -152,8 +152,7 @@ impl Planner<'_> {
             } else if best.is_none() && t <= 64 {
                 let plan = self.smallest(Grids::Fixed(t))?;
                 let peak = |p: &Plan| p.predicted.peak_bytes;
-                if let Some(plan) = plan.filter(|p| least.as_ref().is_none_or(|l| peak(p) < peak(l)))
-                {
+                if least.as_ref().is_none_or(|l| peak(&plan) < peak(l)) {
                     least = Some(plan);
                 }
             }
@@ -163,13 +162,7 @@ impl Planner<'_> {
             (Some(plan), _) => Ok(plan),
             (None, Some(plan)) if fits(&plan) => Ok(plan),
             (None, Some(plan)) => Err(self.infeasible(&plan)),
-            (None, None) => match self.smallest(Grids::Fixed(largest))? {
-                Some(plan) => Err(self.infeasible(&plan)),
-                None => Err(PlanError::HostTooSmall {
-                    strategy: self.strategy.name(),
-                    host: ByteSize(self.budget.host_bytes),
-                }),
-            },
+            (None, None) => Err(self.infeasible(&self.smallest(Grids::Fixed(largest))?)),
         }
     }
 
@@ -184,10 +177,11 @@ impl Planner<'_> {
         let mut aim = cap;
         self.with_problem(fineness, grids, workspace_bytes, |problem| {
             for _ in 0..REPACKS {
-                let Some(plan) = self.placed(problem, Goal::Seconds { device_bytes: aim }, FAST)?
-                else {
+                let goal = Goal::Seconds { device_bytes: aim };
+                let Placed::Found(placement) = place(problem, goal, FAST)? else {
                     return Ok(None);
                 };
+                let plan = self.schedule(&placement);
                 if plan.predicted.peak_bytes <= cap {
                     return Ok(Some(plan));
                 }
@@ -202,9 +196,21 @@ impl Planner<'_> {
     }
 
     /// The plan that needs least device memory, as far as found.
-    fn smallest(&self, grids: Grids) -> Result<Option<Plan>, PlanError> {
+    ///
+    /// # Errors
+    /// [`PlanError::HostTooSmall`] if there is none at any device budget,
+    /// [`PlanError::GaveUp`] if the solver found none.
+    fn smallest(&self, grids: Grids) -> Result<Plan, PlanError> {
+        let strategy = self.strategy.name();
         self.with_problem(Fineness::Fine, grids, 0, |problem| {
-            self.placed(problem, Goal::Memory, SMALL)
+            match place(problem, Goal::Memory, SMALL)? {
+                Placed::Found(placement) => Ok(self.schedule(&placement)),
+                Placed::Impossible => {
+                    let host = ByteSize(self.budget.host_bytes);
+                    Err(PlanError::HostTooSmall { strategy, host })
+                }
+                Placed::GaveUp => Err(PlanError::GaveUp { strategy }),
+            }
         })
     }
 
@@ -236,20 +242,13 @@ impl Planner<'_> {
         })
     }
 
-    /// Places and schedules.
-    fn placed(
-        &self,
-        problem: &Problem<'_>,
-        goal: Goal,
-        effort: Effort,
-    ) -> Result<Option<Plan>, PlanError> {
-        let Some(Placement { decision, gap }) = place(problem, goal, effort)? else {
-            return Ok(None);
-        };
+    fn schedule(&self, placement: &place::Placement) -> Plan {
+        let (machine, budget) = (self.machine, self.budget);
+        let decision = &placement.decision;
         let mut plan =
-            schedule::schedule(self.program, self.machine, self.budget, self.strategy, &decision);
-        plan.gap = gap;
-        Ok(Some(plan))
+            schedule::schedule(self.program, machine, budget, self.strategy, decision);
+        plan.gap = placement.gap;
+        plan
     }
 
     fn infeasible(&self, least: &Plan) -> PlanError {

@@ -28,7 +28,7 @@ use crate::machine::Machine;
 use crate::program::{NodeIx, Program};
 use crate::schedule::{Decision, HomeDecision, StageDecision};
 use crate::segment::Segments;
-use crate::solve::{Effort, Model, Solution, Var};
+use crate::solve::{Effort, Model, Outcome, Solution, Var};
 use crate::stage::Body;
 use crate::strategy::Strategy;
 
@@ -42,6 +42,17 @@ pub enum Goal {
     },
     /// Device bytes.
     Memory,
+}
+
+/// How placing ended.
+#[derive(Clone, Debug)]
+pub enum Placed {
+    /// With a placement.
+    Found(Placement),
+    /// No placement exists among these candidates.
+    Impossible,
+    /// The solver's limits ran out first.
+    GaveUp,
 }
 
 /// A placement.
@@ -89,25 +100,24 @@ impl MapVars {
     }
 }
 
-/// Solves the placement. `None`: no placement exists, or none was found.
+/// Solves the placement.
 ///
 /// # Errors
 /// [`PlanError::Solver`] if the solver fails.
-pub fn place(
-    problem: &Problem<'_>,
-    goal: Goal,
-    effort: Effort,
-) -> Result<Option<Placement>, PlanError> {
+pub fn place(problem: &Problem<'_>, goal: Goal, effort: Effort) -> Result<Placed, PlanError> {
     let mut builder = Builder::new(problem, goal);
     builder.maps();
     builder.paths();
     builder.touches();
     builder.memory();
-    let Some(solution) = builder.model.solve(effort)? else {
-        return Ok(None);
-    };
-    let decision = builder.decode(&solution);
-    Ok(Some(Placement { decision, gap: solution.gap }))
+    Ok(match builder.model.solve(effort)? {
+        Outcome::Found(solution) => {
+            let decision = builder.decode(&solution);
+            Placed::Found(Placement { decision, gap: solution.gap })
+        }
+        Outcome::Impossible => Placed::Impossible,
+        Outcome::GaveUp => Placed::GaveUp,
+    })
 }
 
 struct Builder<'a> {

@@ -48,6 +48,17 @@ pub struct Effort {
     pub secs: f64,
 }
 
+/// How a solve ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// With a solution.
+    Found(Solution),
+    /// No solution exists.
+    Impossible,
+    /// The limits ran out before any solution was found: no proof of anything.
+    GaveUp,
+}
+
 /// A solution that satisfies every row.
 #[derive(Clone, Debug)]
 pub struct Solution {
@@ -94,11 +105,11 @@ impl Model {
         self.rows.push(Row { terms, at_least: false, equal: true, bound });
     }
 
-    /// Minimises. `None` if no solution exists or none was found in time.
+    /// Minimises.
     ///
     /// # Errors
     /// [`PlanError::Solver`] if HiGHS fails on the model.
-    pub fn solve(&self, effort: Effort) -> Result<Option<Solution>, PlanError> {
+    pub fn solve(&self, effort: Effort) -> Result<Outcome, PlanError> {
         let mut vars = ProblemVariables::new();
         let columns: Vec<Variable> = (self.columns.iter())
             .map(|c| {
@@ -137,9 +148,11 @@ impl Model {
             Err(status) => return Err(failed(&status)),
         };
         match solved.status() {
-            HighsModelStatus::Infeasible | HighsModelStatus::UnboundedOrInfeasible => Ok(None),
+            HighsModelStatus::Infeasible | HighsModelStatus::UnboundedOrInfeasible => {
+                Ok(Outcome::Impossible)
+            }
             _ if solved.primal_solution_status() == HighsSolutionStatus::Feasible => {
-                Ok(Some(Solution {
+                Ok(Outcome::Found(Solution {
                     values: solved.get_solution().columns().to_vec(),
                     gap: solved.mip_gap(),
                 }))
@@ -147,7 +160,7 @@ impl Model {
             HighsModelStatus::ReachedTimeLimit
             | HighsModelStatus::ReachedSolutionLimit
             | HighsModelStatus::ReachedIterationLimit
-            | HighsModelStatus::ReachedInterrupt => Ok(None),
+            | HighsModelStatus::ReachedInterrupt => Ok(Outcome::GaveUp),
             other => Err(failed(&other)),
         }
     }
@@ -165,9 +178,11 @@ mod tests {
         let items: Vec<Var> = [-6.0, -5.0, -4.0].iter().map(|&c| m.binary(c)).collect();
         let weights = [4.0, 3.0, 2.0];
         m.at_most(items.iter().copied().zip(weights).collect(), 5.0);
-        let s = m.solve(EFFORT).expect("solves").expect("feasible");
+        let Outcome::Found(s) = m.solve(EFFORT).expect("solves") else {
+            panic!("the knapsack has a solution");
+        };
         assert_eq!(items.iter().map(|&v| s.is_set(v)).collect::<Vec<_>>(), [false, true, true]);
         m.at_least(vec![(items[0], 1.0)], 2.0);
-        assert!(m.solve(EFFORT).expect("solves").is_none());
+        assert!(matches!(m.solve(EFFORT), Ok(Outcome::Impossible)));
     }
 }

@@ -14,7 +14,7 @@ use super::lang::{Expr, Graph};
 use crate::error::PlanError;
 use crate::machine::Machine;
 use crate::program::{NodeIx, Program, ProgramNode};
-use crate::solve::{Effort, Model, Var};
+use crate::solve::{Effort, Model, Outcome, Var};
 
 /// The cheapest equal program.
 ///
@@ -93,7 +93,7 @@ fn choose(graph: &Graph, machine: &Machine) -> Result<BTreeMap<Id, usize>, PlanE
         model.equal(forms[at].iter().map(|&x| (x, 1.0)).collect(), 1.0);
     }
     let effort = Effort { gap: 1e-4, nodes: 1000, secs: 10.0 };
-    let Some(solution) = model.solve(effort)? else {
+    let Outcome::Found(solution) = model.solve(effort)? else {
         return Ok(BTreeMap::new());
     };
     let mut choice = BTreeMap::new();
