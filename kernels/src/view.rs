@@ -308,3 +308,61 @@ impl<'a, T: Real> Out<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.base, self.layout.len) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sstep_autodiff::DType;
+
+    use super::*;
+
+    fn ty(form: Form, dims: &[usize]) -> Ty {
+        Ty {
+            dtype: DType::F64,
+            shape: Shape::new(dims),
+            form,
+        }
+    }
+
+    /// A window of rows 2..4 and columns 1..4 of a 5 × 6 map of two channels,
+    /// in a buffer with room for 3 × 4.
+    fn window() -> Layout {
+        let present = Region::new(&[Span::new(0, 1), Span::new(2, 4), Span::new(1, 4)]);
+        Layout::window(&ty(Form::Map, &[1, 2, 5, 6]), &[1, 3, 4], &present)
+    }
+
+    #[test]
+    fn rows_are_found_by_absolute_coordinates() {
+        let data: Vec<f64> = (0..24).map(f64::from).collect();
+        let view = In::new(window(), &data);
+        assert_eq!(view.dims(), [1, 2, 1, 5, 6]);
+        assert_eq!(view.row(0, 0, 0, 2, 1..4), [0.0, 1.0, 2.0]);
+        assert_eq!(view.row(0, 1, 0, 3, 2..4), [17.0, 18.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the view")]
+    fn a_row_that_is_not_present_is_refused() {
+        In::new(window(), &[0.0; 24]).row(0, 0, 0, 4, 1..4);
+    }
+
+    #[test]
+    #[should_panic(expected = "holds its extents")]
+    fn a_buffer_that_is_too_short_is_refused() {
+        In::new(window(), &[0.0; 23]);
+    }
+
+    #[test]
+    fn flat_tensors_are_lifted_like_maps() {
+        for (dims, lifted) in [
+            (&[3][..], [3, 1, 1, 1, 1]),
+            (&[2, 3], [2, 3, 1, 1, 1]),
+            (&[2, 3, 4], [2, 3, 1, 1, 4]),
+            (&[2, 3, 4, 5, 6], [2, 3, 4, 5, 6]),
+        ] {
+            let layout = Layout::whole(&ty(Form::Flat, dims));
+            assert_eq!(layout.dims, lifted);
+            assert_eq!(layout.len, dims.iter().product());
+            assert_eq!(layout.present, layout.everything());
+        }
+    }
+}

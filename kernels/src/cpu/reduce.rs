@@ -4,7 +4,8 @@
 //! compares coordinates on a tie, so that the first of the whole map wins in
 //! whatever order tiles come; log-sum-exp carries its own maximum.
 
-use super::lanes::{max, sum1};
+use super::elementwise::TOGETHER;
+use super::lanes::{larger, map1, max, sum1};
 use super::parts::{Channels, each_row, reduce};
 use crate::real::Real;
 use crate::view::{Box4, In, Out};
@@ -156,7 +157,7 @@ impl Exponentials {
 
     /// Both together, scaled by the larger maximum.
     fn join(self, other: Self) -> Self {
-        let most = super::lanes::larger(self.most, other.most);
+        let most = larger(self.most, other.most);
         let scaled = |s: Self| {
             if s.most == most {
                 s.total
@@ -194,7 +195,13 @@ pub(super) fn lse<T: Real>(x: &In<'_, T>, region: &Box4, state: &mut [f64]) {
                 let most = max(row);
                 // A row of −∞ adds nothing, and would subtract it from itself.
                 if most != T::NEG_INFINITY {
-                    let total = sum1(row, |x| (x - most).exp().to_f64());
+                    let mut total = 0.0;
+                    let mut e = [T::ZERO; TOGETHER];
+                    for row in row.chunks(TOGETHER) {
+                        let e = &mut e[..row.len()];
+                        map1(row, e, |x| (x - most).exp());
+                        total += sum1(e, T::to_f64);
+                    }
                     all = all.join(Exponentials {
                         most: most.to_f64(),
                         total,
