@@ -325,10 +325,7 @@ pub(super) fn weight_grad<T: Real>(geom: &Geom, job: &Job<T>, w: &mut [T]) {
     let in_group = job.inputs[0].dims()[1] / geom.groups;
     let n_tasks = w.len() / taps;
     let n_workers = tasks::n_workers(n_tasks, w.len() * job.region.points());
-    let cell = DisjointMut {
-        base: w.as_mut_ptr(),
-        len: w.len(),
-    };
+    let cell = tasks::DisjointMut::new(w);
     tasks::run(n_tasks, n_workers, &mut [], |index, _| {
         // SAFETY: each filter is visited by one task only.
         let into = unsafe { cell.part(index * taps, taps) };
@@ -343,28 +340,6 @@ pub(super) fn weight_grad<T: Real>(geom: &Geom, job: &Job<T>, w: &mut [T]) {
             filter(&sum, k, c, into)
         }
     });
-}
-
-/// A slice whose parts go to several threads.
-pub(super) struct DisjointMut<T> {
-    pub(super) base: *mut T,
-    pub(super) len: usize,
-}
-
-// SAFETY: parts are handed out under a contract that forbids overlap.
-unsafe impl<T: Send> Sync for DisjointMut<T> {}
-
-impl<T> DisjointMut<T> {
-    /// The part `[at, at + len)`.
-    ///
-    /// # Safety
-    /// No other live part overlaps it.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
-        assert!(at + len <= self.len, "a part lies within the slice");
-        // SAFETY: in bounds as checked, not aliased as promised.
-        unsafe { std::slice::from_raw_parts_mut(self.base.add(at), len) }
-    }
 }
 
 /// Adds the gradient of filter `(k, c)`: rows are summed in the element type,

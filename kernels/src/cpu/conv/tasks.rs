@@ -4,6 +4,7 @@
 //! each with its own part of the caller's workspace, draw tasks from a counter:
 //! which worker gets which task does not matter to any bit of the result.
 
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Scratch wanted per thread: a panel and a weight block that together stay in
@@ -52,6 +53,9 @@ where
             task(index, scratch);
         }
     };
+    if n_workers == 1 {
+        return work(scratch);
+    }
     let share = share(scratch.len(), n_workers);
     let mut rest = scratch;
     rayon::scope(|scope| {
@@ -72,4 +76,35 @@ pub(super) fn share(len: usize, n_workers: usize) -> usize {
 /// So many floats and what is left of their last line.
 pub(super) fn whole_lines(floats: usize) -> usize {
     floats.next_multiple_of(LINE / 4)
+}
+
+/// A slice whose parts go to several threads.
+pub(super) struct DisjointMut<'a, T> {
+    base: *mut T,
+    len: usize,
+    lives: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: parts are handed out under a contract that forbids overlap.
+unsafe impl<T: Send> Sync for DisjointMut<'_, T> {}
+
+impl<'a, T> DisjointMut<'a, T> {
+    pub(super) fn new(all: &'a mut [T]) -> Self {
+        DisjointMut {
+            base: all.as_mut_ptr(),
+            len: all.len(),
+            lives: PhantomData,
+        }
+    }
+
+    /// The part `[at, at + len)`.
+    ///
+    /// # Safety
+    /// No other live part overlaps it.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(at + len <= self.len, "a part lies within the slice");
+        // SAFETY: in bounds as checked, not aliased as promised.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(at), len) }
+    }
 }

@@ -7,18 +7,18 @@
 //!
 //! **Accuracy.** A register lane sums a block, at most a few hundred products;
 //! the blocks are added up in doubles where the scratch has room for them, and
-//! reach `w` as one addition per call. Tasks own ranges of weights and all walk the
+//! each task adds its part to `w` once per call. Tasks own ranges of weights and all walk the
 //! positions in one order, which depends on the region and on the scratch per
 //! thread if that is short, not on the number or the timing of threads.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::Geom;
 use super::blocks::{self, Blocks};
 use super::direct::{axis, tap_offsets};
 use super::panel::{self, Extents, LANES};
-use super::plain::DisjointMut;
-use super::{Geom, tasks};
+use super::tasks::{self, DisjointMut};
 use crate::Job;
 use crate::view::In;
 
@@ -26,12 +26,16 @@ use crate::view::In;
 /// cache with long rows, because a dot product should be long against adding it
 /// up; but more where few taps share the cost of packing them.
 fn most_channels(g: &Geom) -> (usize, usize) {
-    if g.taps() <= 2 { (64, 128) } else { (32, 64) }
+    let ins = (288 / g.taps()).clamp(1, 64);
+    (ins, if g.taps() <= 2 { 128 } else { 64 })
 }
 
 /// Most floats of both panels. They are streamed through, and may be larger than
 /// those that tiles jump around in.
 const PANEL_FLOATS: usize = 80 << 10;
+
+/// So many blocks are added to `w` one by one.
+const FEW_BLOCKS: usize = 4;
 
 /// Channels of `ȳ` of a tile.
 const TILE: usize = 4;
@@ -55,47 +59,39 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     let n_tasks = g.groups * n_outs * n_ins;
     let workers = wanted.min(n_tasks);
 
-    // Sums in doubles, `[group][tile][column][4]`, if they leave half of the
-    // scratch.
-    let columns = in_group * g.taps();
-    let n_sums = g.groups * out_group.div_ceil(TILE) * columns * TILE;
-    let sums_floats = tasks::whole_lines(2 * n_sums);
-    let has_sums = sums_floats <= scratch.len() / 2;
-    let (sums, scratch) = scratch.split_at_mut(if has_sums { sums_floats } else { 0 });
-    // SAFETY: any bytes are a valid `f64`; scratch begins at a cache line.
-    let (before, sums, _) = unsafe { sums.align_to_mut::<f64>() };
-    assert!(before.is_empty(), "scratch is aligned");
-    sums.fill(0.0);
+    // Each task has sums in doubles, if they leave it half of its scratch.
+    let share = tasks::share(scratch.len(), workers);
+    let (max_ins, max_outs) = (in_group.min(most.0), out_group.min(most.1));
+    let n_sums = max_outs.next_multiple_of(TILE) * max_ins * g.taps();
+    let n_sums = Some(n_sums).filter(|n| tasks::whole_lines(2 * n) <= share / 2);
+    let sums_floats = tasks::whole_lines(2 * n_sums.unwrap_or(0));
+    let dots_floats = tasks::whole_lines(TILE * max_ins * g.taps());
 
     // Cut for the largest parts whatever the threads need, and with no thought
     // of balance: the order of addition is then the same for any number of them.
     let to_cut = blocks::Job {
         extent: [0, 1, 2].map(|s| region.s(s).len()),
-        channels: in_group.min(most.0),
-        macs: out_group.min(most.1) * g.taps(),
+        channels: max_ins,
+        macs: max_outs * g.taps(),
         outputs: 0,
-        extra: out_group.min(most.1),
+        extra: max_outs,
         taps: 1,
         sets: 1,
         workers: 1,
-        budget: tasks::share(scratch.len(), workers).min(PANEL_FLOATS),
+        budget: share
+            .saturating_sub(sums_floats + dots_floats)
+            .min(PANEL_FLOATS),
     };
     let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
         return false;
     };
-    let sums = DisjointMut {
-        base: sums.as_mut_ptr(),
-        len: sums.len(),
-    };
+    // A handful of additions loses nothing in single precision.
+    let summing = n_sums.is_some() && region.n().len() * cut.n_blocks() > FEW_BLOCKS;
     let layer = Layer {
         g,
         job,
         cut,
-        w: DisjointMut {
-            base: w.as_mut_ptr(),
-            len: w.len(),
-        },
-        sums: has_sums.then_some(sums),
+        w: DisjointMut::new(w),
     };
     tasks::run(n_tasks, workers, scratch, |index, scratch| {
         let (index, c) = (index / n_ins, index % n_ins * ins);
@@ -108,7 +104,16 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
             in_group,
         };
         // SAFETY: the caller checked the machine; parts do not overlap.
-        unsafe { compute(&layer, &part, scratch) };
+        unsafe {
+            let (dots, scratch) = scratch.split_at_mut(dots_floats);
+            let dots = dots.as_chunks_mut().0;
+            if summing {
+                let (sums, scratch) = scratch.split_at_mut(sums_floats);
+                summed(&layer, &part, sums, dots, scratch);
+            } else {
+                direct(&layer, &part, dots, scratch);
+            }
+        }
     });
     true
 }
@@ -140,8 +145,7 @@ struct Layer<'a> {
     g: &'a Geom,
     job: &'a Job<'a, f32>,
     cut: Blocks,
-    w: DisjointMut<f32>,
-    sums: Option<DisjointMut<f64>>,
+    w: DisjointMut<'a, f32>,
 }
 
 /// The weights of one task.
@@ -162,27 +166,74 @@ impl Part {
     }
 }
 
-impl Part {
-    /// The sums of the tile from output channel `k` on.
-    ///
-    /// # Safety
-    /// No other slice of them is alive.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn sums<'s>(&self, sums: &'s DisjointMut<f64>, k: usize, taps: usize) -> &'s mut [f64] {
-        let tile = self.group * self.out_group.div_ceil(TILE) + k / TILE;
-        let at = (tile * self.in_group + self.c.start) * taps * TILE;
-        // SAFETY: as promised to this function.
-        unsafe { sums.part(at, self.c.len() * taps * TILE) }
-    }
-}
-
+/// Adds a part to `w` by way of doubles.
+///
 /// # Safety
 /// The machine has AVX2 and FMA; no other task has weights of this part.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn compute(layer: &Layer, part: &Part, scratch: &mut [f32]) {
+unsafe fn summed(
+    layer: &Layer,
+    part: &Part,
+    sums: &mut [f32],
+    dots: &mut [[f32; TILE]],
+    scratch: &mut [f32],
+) {
+    // SAFETY: any bytes are a valid `f64`; scratch begins at a cache line.
+    let (before, sums, _) = unsafe { sums.align_to_mut::<f64>() };
+    assert!(before.is_empty(), "scratch is aligned");
+    let taps = layer.g.taps();
+    let columns = part.c.len() * taps;
+    // One tile of channels of `ȳ` after another, each `[column][TILE]`.
+    let tile = columns * TILE;
+    sums[..part.k.len().div_ceil(TILE) * tile].fill(0.0);
+    compute(layer, part, dots, scratch, |k, dots| {
+        let sums = &mut sums[k / TILE * tile..][..tile];
+        for (sum, &dot) in sums.iter_mut().zip(dots.as_flattened()) {
+            *sum += f64::from(dot);
+        }
+    });
+    for k in 0..part.k.len() {
+        // SAFETY: this task alone has these weights.
+        let w = unsafe { layer.w.part(part.at(part.k.start + k, taps), columns) };
+        let sums = sums[k / TILE * tile..].iter().skip(k % TILE).step_by(TILE);
+        for (w, &sum) in w.iter_mut().zip(sums) {
+            *w += sum as f32;
+        }
+    }
+}
+
+/// Adds a part to `w` block by block, where blocks are few or scratch is.
+///
+/// # Safety
+/// As [`summed`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn direct(layer: &Layer, part: &Part, dots: &mut [[f32; TILE]], scratch: &mut [f32]) {
+    let taps = layer.g.taps();
+    compute(layer, part, dots, scratch, |k, dots| {
+        for (i, k) in (k..part.k.len()).take(TILE).enumerate() {
+            // SAFETY: this task alone has these weights.
+            let w = unsafe { layer.w.part(part.at(part.k.start + k, taps), dots.len()) };
+            for (w, dots) in w.iter_mut().zip(dots) {
+                *w += dots[i];
+            }
+        }
+    });
+}
+
+/// Calls `add(k, dots)` for every block and tile of channels of `ȳ` from `k` on,
+/// with the dot products of each column; those beyond the last channel are zero.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn compute(
+    layer: &Layer,
+    part: &Part,
+    dots: &mut [[f32; TILE]],
+    scratch: &mut [f32],
+    mut add: impl FnMut(usize, &[[f32; TILE]]),
+) {
     let Layer { g, job, cut, .. } = layer;
     let (x, y) = (&job.inputs[0], &job.inputs[1]);
-    let columns = part.c.len() * g.taps();
+    let dots = &mut dots[..part.c.len() * g.taps()];
     for n in job.region.n() {
         for block in 0..cut.n_blocks() {
             let (lo, size) = cut.block(&job.region, block);
@@ -214,45 +265,10 @@ unsafe fn compute(layer: &Layer, part: &Part, scratch: &mut [f32]) {
             };
             for k in (0..part.k.len()).step_by(TILE) {
                 let n_out = (part.k.len() - k).min(TILE);
-                let k_at = part.k.start + k;
-                match &layer.sums {
-                    Some(sums) => {
-                        // SAFETY: this task alone has these weights.
-                        let sums = unsafe { part.sums(sums, k_at, g.taps()) };
-                        streams.correlate(k, n_out, columns, |column, dots| {
-                            let to = &mut sums[column * TILE..][..TILE];
-                            to.iter_mut()
-                                .zip(dots)
-                                .for_each(|(s, d)| *s += f64::from(d));
-                        });
-                    }
-                    None => {
-                        let mut rows: [&mut [f32]; TILE] = Default::default();
-                        for (i, row) in rows.iter_mut().enumerate().take(n_out) {
-                            // SAFETY: this task alone has these weights.
-                            *row = unsafe { layer.w.part(part.at(k_at + i, g.taps()), columns) };
-                        }
-                        streams.correlate(k, n_out, columns, |column, dots| {
-                            for (row, dot) in rows.iter_mut().zip(dots).take(n_out) {
-                                row[column] += dot;
-                            }
-                        });
-                    }
-                }
+                streams.correlate(k, n_out, dots);
+                add(k, dots);
             }
         }
-    }
-    let Some(sums) = &layer.sums else { return };
-    for k in part.k.clone() {
-        // SAFETY: this task alone has these weights.
-        let (w, sums) = unsafe {
-            let tile = part.sums(sums, k - (k - part.k.start) % TILE, g.taps());
-            (layer.w.part(part.at(k, g.taps()), columns), tile)
-        };
-        let sums = sums.iter().skip((k - part.k.start) % TILE).step_by(TILE);
-        w.iter_mut()
-            .zip(sums)
-            .for_each(|(w, &sum)| *w += sum as f32);
     }
 }
 
@@ -299,17 +315,12 @@ struct Streams<'a> {
 }
 
 impl Streams<'_> {
-    /// Correlates `n_out ≤ 4` channels of `ȳ` from `k` on with all `columns`
-    /// (channel, tap); calls `add(column, dots)`, the dots beyond `n_out` zero.
+    /// Correlates `n_out ≤ 4` channels of `ȳ` from `k` on with as many columns
+    /// (channel, tap) as there are `dots`; those beyond `n_out` become zero.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn correlate(
-        &self,
-        k: usize,
-        n_out: usize,
-        columns: usize,
-        mut add: impl FnMut(usize, [f32; TILE]),
-    ) {
+    fn correlate(&self, k: usize, n_out: usize, dots: &mut [[f32; TILE]]) {
+        let columns = dots.len();
         // The kernels do not check bounds, so this is checked for all at once.
         let n_taps = self.taps.len();
         let tap = self.taps.iter().max().copied().unwrap_or(0);
@@ -332,10 +343,8 @@ impl Streams<'_> {
                         for (i, from) in from.iter_mut().enumerate() {
                             *from = at(column + i);
                         }
-                        let dots = self.dots::<$k, $q>(k, from);
-                        for (i, dots) in dots.into_iter().enumerate() {
-                            add(column + i, dots);
-                        }
+                        let these = self.dots::<$k, $q>(k, from);
+                        dots[column..column + $q].copy_from_slice(&these);
                     }};
                 }
                 match (n_out, n) {
