@@ -19,8 +19,12 @@ mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod direct;
 #[cfg(target_arch = "x86_64")]
+mod dots;
+#[cfg(target_arch = "x86_64")]
 mod panel;
 mod plain;
+#[cfg(target_arch = "x86_64")]
+mod stores;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -95,6 +99,8 @@ pub(crate) fn conv<T: Real>(a: &ConvAttrs, job: &Job<T>, out: &mut Out<T>, ws: &
             return;
         }
     }
+    // Only the fast kernels have a use for scratch.
+    let _ = ws;
     plain::conv(&geom, job, out);
 }
 
@@ -119,6 +125,8 @@ pub(crate) fn transpose<T: Real>(
             return;
         }
     }
+    // Only the fast kernels have a use for scratch.
+    let _ = ws;
     plain::transpose(&geom, job, out);
 }
 
@@ -137,6 +145,8 @@ pub(crate) fn weight_grad<T: Real>(a: &ConvAttrs, job: &Job<T>, w: &mut [T], ws:
             return;
         }
     }
+    // Only the fast kernels have a use for scratch.
+    let _ = ws;
     plain::weight_grad(&geom, job, w);
 }
 

@@ -84,7 +84,7 @@ pub(super) fn conv<T: Real>(geom: &Geom, job: &Job<T>, out: &Out<T>) {
     });
 }
 
-/// See [`super::transpose`].
+/// See [`super::transpose()`].
 pub(super) fn transpose<T: Real>(geom: &Geom, job: &Job<T>, out: &Out<T>) {
     let taps = geom.taps() * job.inputs[0].dims()[1] / geom.groups;
     each_row(geom, job, out, taps, |rows, row| {

@@ -20,6 +20,7 @@ const LINE: usize = 64;
 /// The aligned middle of a byte workspace, as stale floats. How many depends
 /// on the length alone, not on where it lies: blocks are cut by it, and a
 /// weight gradient's bits depend on the blocks.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) fn floats(ws: &mut [u8]) -> &mut [f32] {
     let usable = ws.len().saturating_sub(LINE - 1) / LINE * LINE;
     let skip = ws.as_ptr().align_offset(LINE).min(ws.len() - usable);
@@ -74,6 +75,7 @@ pub(super) fn share(len: usize, n_workers: usize) -> usize {
 }
 
 /// So many floats and what is left of their last line.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) fn whole_lines(floats: usize) -> usize {
     floats.next_multiple_of(LINE / 4)
 }
