@@ -53,7 +53,10 @@ impl Cpu {
     fn at<U>(&self, offset: u64, len: usize) -> *mut U {
         let end = offset as usize + len * std::mem::size_of::<U>();
         assert!(end <= self.memory.size(), "a buffer lies within the arena");
-        assert!((offset as usize).is_multiple_of(std::mem::align_of::<U>()), "buffers are aligned");
+        assert!(
+            (offset as usize).is_multiple_of(std::mem::align_of::<U>()),
+            "buffers are aligned"
+        );
         // SAFETY: in bounds as just checked.
         unsafe { self.base.as_ptr().add(offset as usize).cast() }
     }
@@ -84,9 +87,7 @@ impl Cpu {
 
     fn state<'a, T: Real>(&self, partial: &Partial) -> State<'a, T> {
         match *partial {
-            Partial::InPlace(place) => {
-                State::InPlace(self.slice(place.offset, place.layout.len))
-            }
+            Partial::InPlace(place) => State::InPlace(self.slice(place.offset, place.layout.len)),
             Partial::F64 { offset, len } => State::F64(self.slice(offset, len)),
         }
     }
@@ -125,7 +126,9 @@ impl<T: Real> Backend<T> for Cpu {
     fn accumulate(&mut self, launch: &Launch<'_>, partial: &Partial, out: &Ty) {
         let workspace = self.workspace(launch);
         let mut state = self.state::<T>(partial);
-        self.with_job(launch, |job| cpu::accumulate(job, &mut state, out, workspace));
+        self.with_job(launch, |job| {
+            cpu::accumulate(job, &mut state, out, workspace)
+        });
     }
 
     fn finish(&mut self, op: &Op, inputs: &[Ty], partial: &Partial, out: &Place) {
@@ -202,7 +205,8 @@ impl<T: Real> Backend<T> for Cpu {
     }
 
     fn write(&mut self, place: &Place, data: &[T]) {
-        self.slice(place.offset, place.layout.len).copy_from_slice(data);
+        self.slice(place.offset, place.layout.len)
+            .copy_from_slice(data);
     }
 
     fn read(&mut self, place: &Place) -> Vec<T> {
@@ -224,8 +228,10 @@ fn copy_box<T: Real>(src: &In<'_, T>, region: &Region, dst: &Out<'_, T>) {
             }
         }
     };
-    let planes: Vec<(usize, usize)> =
-        region.n().flat_map(|n| (0..channels).map(move |c| (n, c))).collect();
+    let planes: Vec<(usize, usize)> = region
+        .n()
+        .flat_map(|n| (0..channels).map(move |c| (n, c)))
+        .collect();
     if region.points() * channels >= PARALLEL_COPY {
         planes.into_par_iter().for_each(plane);
     } else {

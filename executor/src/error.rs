@@ -72,7 +72,9 @@ pub enum ExecError {
     #[error("the plan updates parameters, but the step was given no update rule")]
     NoRule,
     /// The rule needs other state than was planned.
-    #[error("the plan has {planned} tensors of optimiser state per parameter, the rule needs {needed}")]
+    #[error(
+        "the plan has {planned} tensors of optimiser state per parameter, the rule needs {needed}"
+    )]
     StateSlots {
         /// Planned.
         planned: usize,

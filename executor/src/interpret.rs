@@ -132,13 +132,17 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 };
                 if at.item == last {
                     tiles += 1.0;
-                    progress(tell(done_secs + stage.cost.secs * (tiles / n_tiles).min(1.0)));
+                    progress(tell(
+                        done_secs + stage.cost.secs * (tiles / n_tiles).min(1.0),
+                    ));
                 }
             })?;
             done_secs += stage.cost.secs;
         }
         for update in 0..plan.program.updates.len() {
-            self.step(Instr::Update { update: update as u32 })?;
+            self.step(Instr::Update {
+                update: update as u32,
+            })?;
         }
         self.measured.secs = started.elapsed().as_secs_f64();
         Ok(())
@@ -202,8 +206,16 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let to = self.item_place(at)?;
                 self.backend.slide(&from, &to, &keep);
             }
-            Instr::Fetch { at, region, present } => self.fetch(at, region, present)?,
-            Instr::Compute { at, region, present } => {
+            Instr::Fetch {
+                at,
+                region,
+                present,
+            } => self.fetch(at, region, present)?,
+            Instr::Compute {
+                at,
+                region,
+                present,
+            } => {
                 self.enter(at.stage);
                 let node = self.node(at);
                 let inputs = self.inputs(node)?;
@@ -237,7 +249,8 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let (node, partial) = self.partial(at)?;
                 let out = self.flat(node)?;
                 let tys = self.plan.program.input_tys(node);
-                self.backend.finish(&self.plan.program.node(node).op, &tys, &partial, &out);
+                self.backend
+                    .finish(&self.plan.program.node(node).op, &tys, &partial, &out);
             }
             Instr::Flat { at } => {
                 self.enter(at.stage);
@@ -269,9 +282,12 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             ItemRole::Supply(Home::Source) => {
                 let source = self.sources.get(&node);
                 let source = source.ok_or_else(|| inconsistent("a source is missing"))?;
-                self.backend.read_source(source.as_ref(), &region, &dst).map_err(|source| {
-                    ExecError::Source { name: self.plan.program.node(node).name.clone(), source }
-                })?;
+                self.backend
+                    .read_source(source.as_ref(), &region, &dst)
+                    .map_err(|source| ExecError::Source {
+                        name: self.plan.program.node(node).name.clone(),
+                        source,
+                    })?;
                 self.measured.source_bytes += bytes;
             }
             ItemRole::Supply(Home::Host(h)) => {
@@ -313,9 +329,12 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         let update = self.plan.program.updates[index];
         let (rule, lr) = self.how.update.ok_or(ExecError::NoRule)?;
         let (param, grad) = (self.flat(update.param)?, self.flat(update.grad)?);
-        let slots: Vec<Place> =
-            self.plan.states[index].iter().map(|&b| self.whole(b, update.param)).collect();
-        self.backend.update(&rule, lr, self.how.step + 1, &param, &grad, &slots);
+        let slots: Vec<Place> = self.plan.states[index]
+            .iter()
+            .map(|&b| self.whole(b, update.param))
+            .collect();
+        self.backend
+            .update(&rule, lr, self.how.step + 1, &param, &grad, &slots);
         Ok(())
     }
 
@@ -361,7 +380,10 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         let buffer = self.plan.buffer(b);
         let end = buffer.offset + buffer.bytes;
         self.measured.peak_bytes = self.measured.peak_bytes.max(end);
-        Place { offset: buffer.offset, layout }
+        Place {
+            offset: buffer.offset,
+            layout,
+        }
     }
 
     fn whole(&mut self, b: BufferIx, node: NodeIx) -> Place {
@@ -413,7 +435,10 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         let partial = match (item.accumulator, node.op.reduction_state(&node.ty)) {
             (Some(b), ReductionState::F64(len)) => {
                 let place = self.place(b, Layout::whole(&node.ty));
-                Partial::F64 { offset: place.offset, len }
+                Partial::F64 {
+                    offset: place.offset,
+                    len,
+                }
             }
             (None, ReductionState::InPlace) => Partial::InPlace(self.flat(item.node)?),
             _ => return Err(inconsistent("a reduction has the wrong accumulator")),
@@ -428,5 +453,7 @@ pub(crate) fn is_fed(op: &Op) -> bool {
 }
 
 pub(crate) fn inconsistent(reason: &str) -> ExecError {
-    ExecError::Plan { reason: reason.to_owned() }
+    ExecError::Plan {
+        reason: reason.to_owned(),
+    }
 }

@@ -23,9 +23,8 @@ pub fn reference<T: Real>(
     seed: u64,
 ) -> Result<BTreeMap<String, Tensor<T>>, ExecError> {
     let mut values: Vec<Option<Vec<T>>> = vec![None; program.nodes.len()];
-    let kept = |n: NodeIx| {
-        program.outputs.contains(&n) || program.updates.iter().any(|u| u.grad == n)
-    };
+    let kept =
+        |n: NodeIx| program.outputs.contains(&n) || program.updates.iter().any(|u| u.grad == n);
     for n in program.indices() {
         let node = program.node(n);
         let leaf = matches!(
@@ -33,10 +32,12 @@ pub fn reference<T: Real>(
             sstep_autodiff::Op::Input { .. } | sstep_autodiff::Op::Param { .. }
         );
         let value = if leaf {
-            let given = leaves.get(&node.name).ok_or_else(|| ExecError::MissingFeed {
-                name: node.name.clone(),
-                shape: node.ty.shape,
-            })?;
+            let given = leaves
+                .get(&node.name)
+                .ok_or_else(|| ExecError::MissingFeed {
+                    name: node.name.clone(),
+                    shape: node.ty.shape,
+                })?;
             if given.shape != node.ty.shape {
                 return Err(ExecError::Shape {
                     name: node.name.clone(),
@@ -62,7 +63,11 @@ pub fn reference<T: Real>(
                 seed,
                 plain: true,
             };
-            cpu::run(&job, &mut Out::new(Layout::whole(&node.ty), &mut out), &mut []);
+            cpu::run(
+                &job,
+                &mut Out::new(Layout::whole(&node.ty), &mut out),
+                &mut [],
+            );
             out
         };
         values[n.ix()] = Some(value);
@@ -72,7 +77,10 @@ pub fn reference<T: Real>(
             }
         }
     }
-    let wanted = program.outputs.iter().chain(program.updates.iter().map(|u| &u.grad));
+    let wanted = program
+        .outputs
+        .iter()
+        .chain(program.updates.iter().map(|u| &u.grad));
     Ok(wanted
         .filter_map(|n| {
             let node = program.node(*n);

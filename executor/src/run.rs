@@ -55,12 +55,20 @@ impl<T: Real> Executor<T> {
     /// [`ExecError::Arena`] if the memory cannot be had.
     pub fn new(plan: Plan) -> Result<Self, ExecError> {
         if plan.program.dtype != T::DTYPE {
-            return Err(ExecError::DType { plan: plan.program.dtype, asked: T::DTYPE });
+            return Err(ExecError::DType {
+                plan: plan.program.dtype,
+                asked: T::DTYPE,
+            });
         }
         let cpu = Cpu::new(plan.budget.device_bytes)?;
         let is_param = |n: &NodeIx| matches!(plan.program.node(*n).op, Op::Param { .. });
         let unset = plan.program.indices().filter(is_param).collect();
-        let mut this = Executor { plan, cpu, unset, element: std::marker::PhantomData };
+        let mut this = Executor {
+            plan,
+            cpu,
+            unset,
+            element: std::marker::PhantomData,
+        };
         let program = this.plan.program.clone();
         for n in program.indices() {
             if let Op::Constant { value } = program.node(n).op {
@@ -107,7 +115,10 @@ impl<T: Real> Executor<T> {
     pub fn param(&mut self, name: &str) -> Result<Tensor<T>, ExecError> {
         let n = self.find(name)?;
         let place = self.flat(n)?;
-        Ok(Tensor::new(self.plan.program.node(n).ty.shape, self.cpu.read(&place)))
+        Ok(Tensor::new(
+            self.plan.program.node(n).ty.shape,
+            self.cpu.read(&place),
+        ))
     }
 
     /// All optimiser state: parameter, slot, tensor.
@@ -139,7 +150,9 @@ impl<T: Real> Executor<T> {
         let n = self.find(name)?;
         let update = self.plan.program.updates.iter().position(|u| u.param == n);
         let buffer = update.and_then(|u| self.plan.states[u].get(slot).copied());
-        let unknown = || ExecError::UnknownParam { name: format!("{name} (slot {slot})") };
+        let unknown = || ExecError::UnknownParam {
+            name: format!("{name} (slot {slot})"),
+        };
         let place = self.place(buffer.ok_or_else(unknown)?, n);
         self.check_len(n, values.len())?;
         Backend::<T>::write(&mut self.cpu, &place, values);
@@ -173,7 +186,10 @@ impl<T: Real> Executor<T> {
         let mut interpreter = Interpreter::new(&self.plan, &mut self.cpu, &sources, how);
         interpreter.run(progress)?;
         let (host, measured) = (interpreter.host, interpreter.measured);
-        Ok(StepReport { outputs: self.outputs(&host, &sources)?, measured })
+        Ok(StepReport {
+            outputs: self.outputs(&host, &sources)?,
+            measured,
+        })
     }
 
     /// Copies flat feeds into the arena and collects the sources.
@@ -189,7 +205,12 @@ impl<T: Real> Executor<T> {
             }
             let (name, ty) = (node.name.clone(), node.ty);
             match feeds.get(&name) {
-                None => return Err(ExecError::MissingFeed { name, shape: ty.shape }),
+                None => {
+                    return Err(ExecError::MissingFeed {
+                        name,
+                        shape: ty.shape,
+                    });
+                }
                 Some(Feed::Flat(values)) if !ty.is_map() => {
                     self.check_len(n, values.len())?;
                     let place = self.flat(n)?;
@@ -206,8 +227,11 @@ impl<T: Real> Executor<T> {
                     sources.insert(n, Arc::clone(source));
                 }
                 Some(_) => {
-                    let expected =
-                        if ty.is_map() { "a map, read from a source" } else { "a flat tensor" };
+                    let expected = if ty.is_map() {
+                        "a map, read from a source"
+                    } else {
+                        "a flat tensor"
+                    };
                     return Err(ExecError::FeedKind { name, expected });
                 }
             }
@@ -224,7 +248,12 @@ impl<T: Real> Executor<T> {
         for n in self.plan.program.outputs.clone() {
             let node = self.plan.program.node(n);
             let (name, ty) = (node.name.clone(), node.ty);
-            let home = self.plan.map_outputs.iter().find(|(m, _)| *m == n).map(|(_, h)| *h);
+            let home = self
+                .plan
+                .map_outputs
+                .iter()
+                .find(|(m, _)| *m == n)
+                .map(|(_, h)| *h);
             let data = match home {
                 None => {
                     let place = self.flat(n)?;
@@ -244,7 +273,10 @@ impl<T: Real> Executor<T> {
                     let mut view = sstep_kernels::Out::new(Layout::whole(&ty), &mut data);
                     source
                         .read(&sstep_autodiff::Region::whole(&ty), &mut view)
-                        .map_err(|source| ExecError::Source { name: name.clone(), source })?;
+                        .map_err(|source| ExecError::Source {
+                            name: name.clone(),
+                            source,
+                        })?;
                     data
                 }
             };
@@ -261,7 +293,9 @@ impl<T: Real> Executor<T> {
         program
             .indices()
             .find(is_it)
-            .ok_or_else(|| ExecError::UnknownParam { name: name.to_owned() })
+            .ok_or_else(|| ExecError::UnknownParam {
+                name: name.to_owned(),
+            })
     }
 
     fn check_len(&self, n: NodeIx, len: usize) -> Result<(), ExecError> {
@@ -278,7 +312,10 @@ impl<T: Real> Executor<T> {
 
     fn place(&self, b: BufferIx, n: NodeIx) -> Place {
         let layout = Layout::whole(&self.plan.program.node(n).ty);
-        Place { offset: self.plan.buffer(b).offset, layout }
+        Place {
+            offset: self.plan.buffer(b).offset,
+            layout,
+        }
     }
 
     fn flat(&self, n: NodeIx) -> Result<Place, ExecError> {

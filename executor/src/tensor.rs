@@ -17,7 +17,11 @@ impl<T> Tensor<T> {
     /// # Panics
     /// If the number of elements is not that of the shape.
     pub fn new(shape: Shape, data: Vec<T>) -> Self {
-        assert_eq!(shape.elems(), data.len(), "a tensor holds its shape's elements");
+        assert_eq!(
+            shape.elems(),
+            data.len(),
+            "a tensor holds its shape's elements"
+        );
         Tensor { shape, data }
     }
 }

@@ -25,9 +25,13 @@ impl FromStr for ByteSize {
     type Err = PlanError;
 
     fn from_str(text: &str) -> Result<Self, PlanError> {
-        let bad = || PlanError::BadSize { text: text.to_owned() };
+        let bad = || PlanError::BadSize {
+            text: text.to_owned(),
+        };
         let trimmed = text.trim();
-        let split = trimmed.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(trimmed.len());
+        let split = trimmed
+            .find(|c: char| c.is_ascii_alphabetic())
+            .unwrap_or(trimmed.len());
         let number: f64 = trimmed[..split].trim().parse().map_err(|_| bad())?;
         let unit: f64 = match trimmed[split..].to_ascii_lowercase().as_str() {
             "" | "b" => 1.0,
@@ -56,7 +60,11 @@ impl fmt::Display for ByteSize {
         match units.iter().find(|(_, shift)| self.0 >= 1 << shift) {
             Some((unit, shift)) => {
                 let value = bytes / (1u64 << shift) as f64;
-                let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+                let digits = if value < 9.995 {
+                    2
+                } else {
+                    usize::from(value < 99.95)
+                };
                 write!(f, "{value:.digits$} {unit}")
             }
             None => write!(f, "{} B", self.0),

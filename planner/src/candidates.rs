@@ -136,7 +136,9 @@ fn targets(
     to: usize,
 ) -> BTreeSet<NodeIx> {
     let inside = |n: &NodeIx| segments.of[n.ix()].is_some_and(|s| (from..to).contains(&s));
-    let nodes = segments.pieces[from..to].iter().flat_map(|s| s.nodes.iter().copied());
+    let nodes = segments.pieces[from..to]
+        .iter()
+        .flat_map(|s| s.nodes.iter().copied());
     nodes
         .filter(|n| {
             program.is_reduction(*n)
@@ -176,7 +178,10 @@ fn grid_candidates(
     let mut sums: BTreeMap<(usize, bool, usize), AxisSums> = BTreeMap::new();
     let mut found = Vec::new();
     for grid in enumerate(&anchor, grids) {
-        let tiles = grid.iter().map(AxisGrid::n_tiles).try_fold(1usize, |a, b| a.checked_mul(b));
+        let tiles = grid
+            .iter()
+            .map(AxisGrid::n_tiles)
+            .try_fold(1usize, |a, b| a.checked_mul(b));
         if tiles.is_none_or(|t| t > MAX_STAGE_TILES) {
             continue;
         }
@@ -186,17 +191,34 @@ fn grid_candidates(
                 AxisSums::new(&AxisSweep::new(program, body, axis, g), body.items.len())
             });
         }
-        let axes: Vec<&AxisSums> =
-            grid.iter().enumerate().map(|(axis, g)| &sums[&key(axis, g)]).collect();
+        let axes: Vec<&AxisSums> = grid
+            .iter()
+            .enumerate()
+            .map(|(axis, g)| &sums[&key(axis, g)])
+            .collect();
         let cost = BodyCost::new(program, machine, body, &axes);
         found.push(finish(program, body, shell, grid.clone(), &cost));
     }
     let copies = |c: &Candidate| {
-        let bytes: u64 = c.touches.iter().filter(|t| t.reads).map(|t| t.copy_bytes).sum();
+        let bytes: u64 = c
+            .touches
+            .iter()
+            .filter(|t| t.reads)
+            .map(|t| t.copy_bytes)
+            .sum();
         bytes as f64 / machine.h2d_bytes_per_sec
     };
-    let keep = if grids == Grids::Smallest { 3 } else { KEEP_GRIDS };
-    pareto(found, |c| c.secs + copies(c), keep, grids == Grids::Smallest)
+    let keep = if grids == Grids::Smallest {
+        3
+    } else {
+        KEEP_GRIDS
+    };
+    pareto(
+        found,
+        |c| c.secs + copies(c),
+        keep,
+        grids == Grids::Smallest,
+    )
 }
 
 fn finish(
@@ -210,9 +232,8 @@ fn finish(
         let item = &body.items[i];
         item.target || (item.role == Role::Supply && !program.is_source(item.node))
     };
-    let saves = |i: usize| {
-        is_touch(i) && (body.items[i].role == Role::Supply || cost.totals[i].direct)
-    };
+    let saves =
+        |i: usize| is_touch(i) && (body.items[i].role == Role::Supply || cost.totals[i].direct);
     let states: u64 = (body.items.iter())
         .filter(|i| i.role == Role::Reduce)
         .map(|i| {
@@ -225,8 +246,10 @@ fn finish(
         .sum();
     let full = cost.scratch_bytes(body, |_| false);
     let least = cost.scratch_bytes(body, saves);
-    let windows: u64 =
-        (0..body.items.len()).filter(|&i| saves(i)).map(|i| cost.window_bytes[i]).sum();
+    let windows: u64 = (0..body.items.len())
+        .filter(|&i| saves(i))
+        .map(|i| cost.window_bytes[i])
+        .sum();
     let touches = (0..body.items.len())
         .filter(|&i| is_touch(i))
         .map(|i| Touch {
@@ -256,7 +279,10 @@ fn enumerate(anchor: &[usize], grids: Grids) -> Vec<Vec<AxisGrid>> {
     let spatial = &anchor[1..];
     let batch = tile::axis(AxisPolicy::Overlap, anchor[0], 1);
     let cut = |tiles: &[(AxisPolicy, usize)]| -> Vec<AxisGrid> {
-        let axes = spatial.iter().zip(tiles).map(|(&e, &(policy, t))| tile::axis(policy, e, t));
+        let axes = spatial
+            .iter()
+            .zip(tiles)
+            .map(|(&e, &(policy, t))| tile::axis(policy, e, t));
         std::iter::once(batch.clone()).chain(axes).collect()
     };
     let finest = |extent: usize| match grids {
@@ -278,7 +304,10 @@ fn enumerate(anchor: &[usize], grids: Grids) -> Vec<Vec<AxisGrid>> {
         // Other axes whole, then cut ever finer together.
         let mut widths = vec![usize::MAX];
         if rest > 0 {
-            widths.extend(tile::ladder(spatial[1], finest(spatial[1]).max(spatial[1] / 64)));
+            widths.extend(tile::ladder(
+                spatial[1],
+                finest(spatial[1]).max(spatial[1] / 64),
+            ));
         }
         for w in widths {
             let mut tiles = vec![(AxisPolicy::Overlap, w); rest + 1];
@@ -305,10 +334,17 @@ fn pareto(
     keep: usize,
     smallest: bool,
 ) -> Vec<Candidate> {
-    found.sort_by(|a, b| secs(a).total_cmp(&secs(b)).then(a.scratch_bytes.cmp(&b.scratch_bytes)));
+    found.sort_by(|a, b| {
+        secs(a)
+            .total_cmp(&secs(b))
+            .then(a.scratch_bytes.cmp(&b.scratch_bytes))
+    });
     let mut front: Vec<Candidate> = Vec::new();
     for c in found {
-        if front.last().is_none_or(|f| c.scratch_bytes < f.scratch_bytes) {
+        if front
+            .last()
+            .is_none_or(|f| c.scratch_bytes < f.scratch_bytes)
+        {
             front.push(c);
         }
     }

@@ -139,7 +139,10 @@ impl BodyCost {
             let elem = program.dtype.bytes() as u64;
             let point_bytes = elem * node.ty.shape.channels() as u64;
             if node.ty.is_map() {
-                let held: u64 = t.capacity[..node.ty.n_axes()].iter().map(|&c| c as u64).product();
+                let held: u64 = t.capacity[..node.ty.n_axes()]
+                    .iter()
+                    .map(|&c| c as u64)
+                    .product();
                 cost.window_bytes[i] = held * point_bytes;
                 cost.secs += (t.slid * point_bytes) as f64 * 2.0 / machine.device_bytes_per_sec;
             }
@@ -159,7 +162,11 @@ impl BodyCost {
                 }
                 Role::Compute | Role::Reduce => {
                     cost.copy_bytes[i] = t.emitted * point_bytes;
-                    let points = if item.role == Role::Reduce { t.emitted } else { t.points };
+                    let points = if item.role == Role::Reduce {
+                        t.emitted
+                    } else {
+                        t.points
+                    };
                     let flops = program.flops(item.node, points);
                     let bytes = kernel_bytes(program, item.node, points);
                     cost.flops += flops;
@@ -178,7 +185,11 @@ impl BodyCost {
         let mut change = vec![0i64; n + 1];
         let mut always = 0u64;
         for (i, item) in body.items.iter().enumerate() {
-            let bytes = if resident(i) { 0 } else { self.window_bytes[i].next_multiple_of(64) };
+            let bytes = if resident(i) {
+                0
+            } else {
+                self.window_bytes[i].next_multiple_of(64)
+            };
             if self.totals[i].kept {
                 always += bytes;
             } else {
@@ -200,7 +211,11 @@ impl BodyCost {
 fn kernel_bytes(program: &Program, n: crate::program::NodeIx, points: u64) -> f64 {
     let node = program.node(n);
     let whole = program.points(n).max(1) as f64;
-    let maps = node.inputs.iter().map(|&i| program.node(i).ty).filter(|ty| ty.is_map());
+    let maps = node
+        .inputs
+        .iter()
+        .map(|&i| program.node(i).ty)
+        .filter(|ty| ty.is_map());
     let mut bytes: f64 = maps.map(|ty| ty.bytes() as f64).sum();
     if node.ty.is_map() {
         bytes += node.ty.bytes() as f64;

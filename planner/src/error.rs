@@ -16,12 +16,22 @@ pub struct ForcingBuffer {
 
 impl std::fmt::Display for ForcingBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({}, {})", self.name, self.reason, ByteSize(self.bytes))
+        write!(
+            f,
+            "{} ({}, {})",
+            self.name,
+            self.reason,
+            ByteSize(self.bytes)
+        )
     }
 }
 
 fn list(buffers: &[ForcingBuffer]) -> String {
-    buffers.iter().map(ForcingBuffer::to_string).collect::<Vec<_>>().join(", ")
+    buffers
+        .iter()
+        .map(ForcingBuffer::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Why there is no plan.

@@ -101,7 +101,9 @@ impl Plan {
             self.stage_instructions(stage, &mut visit)?;
         }
         for update in 0..self.program.updates.len() {
-            visit(Instr::Update { update: update as u32 })?;
+            visit(Instr::Update {
+                update: update as u32,
+            })?;
         }
         ControlFlow::Continue(())
     }
@@ -113,12 +115,18 @@ impl Plan {
         visit: &mut impl FnMut(Instr) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let this = &self.stages[stage];
-        let at = |item: usize| At { stage: stage as u32, item: item as u32 };
+        let at = |item: usize| At {
+            stage: stage as u32,
+            item: item as u32,
+        };
         let having = |role: ItemRole| {
-            let same = move |i: &ItemRole| {
-                std::mem::discriminant(i) == std::mem::discriminant(&role)
-            };
-            this.items.iter().enumerate().filter(move |(_, i)| same(&i.role)).map(|(i, _)| i)
+            let same =
+                move |i: &ItemRole| std::mem::discriminant(i) == std::mem::discriminant(&role);
+            this.items
+                .iter()
+                .enumerate()
+                .filter(move |(_, i)| same(&i.role))
+                .map(|(i, _)| i)
         };
         for item in having(ItemRole::Flat) {
             visit(Instr::Flat { at: at(item) })?;
@@ -134,7 +142,9 @@ impl Plan {
         }
         for (tensor, host) in self.host.iter().enumerate() {
             if host.live.1 == stage as u32 {
-                visit(Instr::Release { tensor: HostIx(tensor as u32) })?;
+                visit(Instr::Release {
+                    tensor: HostIx(tensor as u32),
+                })?;
             }
         }
         ControlFlow::Continue(())
@@ -156,7 +166,9 @@ impl<'a> TileLoop<'a> {
     fn new(plan: &'a Plan, index: usize) -> Self {
         let stage = &plan.stages[index];
         let carry = stage.carry_axis();
-        let mut order: Vec<usize> = (0..stage.grid.len()).filter(|a| Some(*a) != carry).collect();
+        let mut order: Vec<usize> = (0..stage.grid.len())
+            .filter(|a| Some(*a) != carry)
+            .collect();
         order.extend(carry);
         TileLoop {
             stage,
@@ -167,10 +179,7 @@ impl<'a> TileLoop<'a> {
         }
     }
 
-    fn run<B>(
-        &mut self,
-        visit: &mut impl FnMut(Instr) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
+    fn run<B>(&mut self, visit: &mut impl FnMut(Instr) -> ControlFlow<B>) -> ControlFlow<B> {
         let carry = self.stage.carry_axis();
         let mut tile = vec![0; self.sweeps.len()];
         loop {
@@ -203,10 +212,14 @@ impl<'a> TileLoop<'a> {
         visit: &mut impl FnMut(Instr) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let this = &self.stage.items[item];
-        let at = At { stage: self.index, item: item as u32 };
+        let at = At {
+            stage: self.index,
+            item: item as u32,
+        };
         let pick = |which: fn(&crate::sweep::Spans) -> sstep_autodiff::Span| {
-            let spans: Vec<_> =
-                (tile.iter().enumerate()).map(|(a, &t)| which(self.sweeps[a].get(t, item))).collect();
+            let spans: Vec<_> = (tile.iter().enumerate())
+                .map(|(a, &t)| which(self.sweeps[a].get(t, item)))
+                .collect();
             Region::new(&spans)
         };
         let compute = pick(|s| s.compute);
@@ -240,15 +253,27 @@ impl<'a> TileLoop<'a> {
         }
         if let ItemRole::Supply(home) = this.role {
             if !matches!(home, Home::Device(_)) {
-                visit(Instr::Fetch { at, region: compute, present })?;
+                visit(Instr::Fetch {
+                    at,
+                    region: compute,
+                    present,
+                })?;
             }
         } else {
-            visit(Instr::Compute { at, region: compute, present })?;
+            visit(Instr::Compute {
+                at,
+                region: compute,
+                present,
+            })?;
         }
         self.present[item] = Some(present);
         if !emit.is_empty() {
             for &home in &this.stores {
-                visit(Instr::Store { at, region: emit, home })?;
+                visit(Instr::Store {
+                    at,
+                    region: emit,
+                    home,
+                })?;
             }
         }
         ControlFlow::Continue(())

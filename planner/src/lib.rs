@@ -82,7 +82,12 @@ pub fn plan(
     }
     let program = Program::new(tape, spec)?;
     let (program, _) = rewrite::rewrite(&program, machine)?;
-    let planner = Planner { program: &program, machine, budget, strategy };
+    let planner = Planner {
+        program: &program,
+        machine,
+        budget,
+        strategy,
+    };
     let plan = match strategy {
         Strategy::Streaming => planner.streaming()?,
         Strategy::StoreAll => planner.search(Grids::Whole, Grids::Whole)?,
@@ -95,9 +100,17 @@ pub fn plan(
 }
 
 /// Effort of a placement for speed.
-const FAST: Effort = Effort { gap: 0.01, nodes: 200, secs: 15.0 };
+const FAST: Effort = Effort {
+    gap: 0.01,
+    nodes: 200,
+    secs: 15.0,
+};
 /// Effort of a placement for memory.
-const SMALL: Effort = Effort { gap: 0.02, nodes: 200, secs: 25.0 };
+const SMALL: Effort = Effort {
+    gap: 0.02,
+    nodes: 200,
+    secs: 25.0,
+};
 /// How often a placement is asked again with a cap lowered by what packing
 /// lacked.
 const REPACKS: usize = 6;
@@ -114,7 +127,12 @@ impl Planner<'_> {
     /// the error that names it.
     fn search(&self, grids: Grids, smallest: Grids) -> Result<Plan, PlanError> {
         // Scratch helps kernels, but not at the price of the plan.
-        let workspace = self.machine.workspace_bytes.min(self.budget.device_bytes / 16) / 64 * 64;
+        let workspace = self
+            .machine
+            .workspace_bytes
+            .min(self.budget.device_bytes / 16)
+            / 64
+            * 64;
         if let Some(plan) = self.fastest(Fineness::Coarse, grids, workspace)? {
             return Ok(plan);
         }
@@ -133,17 +151,26 @@ impl Planner<'_> {
     /// One overlapped tile size for all: the one predicted fastest that fits.
     fn streaming(&self) -> Result<Plan, PlanError> {
         let extents = self.program.nodes.iter().filter(|n| n.ty.is_map());
-        let largest =
-            extents.flat_map(|n| n.ty.shape.spatial().to_vec()).max().unwrap_or(1);
+        let largest = extents
+            .flat_map(|n| n.ty.shape.spatial().to_vec())
+            .max()
+            .unwrap_or(1);
         let mut best: Option<Plan> = None;
         let mut sizes = vec![largest];
         sizes.extend(tile::ladder(largest, (largest / 256).max(2)));
         let mut least: Option<Plan> = None;
         for t in sizes {
-            let workspace =
-                self.machine.workspace_bytes.min(self.budget.device_bytes / 16) / 64 * 64;
+            let workspace = self
+                .machine
+                .workspace_bytes
+                .min(self.budget.device_bytes / 16)
+                / 64
+                * 64;
             if let Some(plan) = self.fastest(Fineness::Coarse, Grids::Fixed(t), workspace)? {
-                if best.as_ref().is_none_or(|b| plan.predicted.secs < b.predicted.secs) {
+                if best
+                    .as_ref()
+                    .is_none_or(|b| plan.predicted.secs < b.predicted.secs)
+                {
                     best = Some(plan);
                 } else {
                     // Smaller tiles only waste more halo.
@@ -245,26 +272,31 @@ impl Planner<'_> {
     fn schedule(&self, placement: &place::Placement) -> Plan {
         let (machine, budget) = (self.machine, self.budget);
         let decision = &placement.decision;
-        let mut plan =
-            schedule::schedule(self.program, machine, budget, self.strategy, decision);
+        let mut plan = schedule::schedule(self.program, machine, budget, self.strategy, decision);
         plan.gap = placement.gap;
         plan
     }
 
     fn infeasible(&self, least: &Plan) -> PlanError {
         let peak = least.predicted.peak_bytes;
-        let top = least.buffers.iter().find(|b| b.offset + b.bytes > peak.saturating_sub(64));
+        let top = least
+            .buffers
+            .iter()
+            .find(|b| b.offset + b.bytes > peak.saturating_sub(64));
         let at = top.map_or(0, |b| b.live.0);
-        let mut live: Vec<&Buffer> =
-            least.buffers.iter().filter(|b| b.live.0 <= at && at <= b.live.1).collect();
+        let mut live: Vec<&Buffer> = least
+            .buffers
+            .iter()
+            .filter(|b| b.live.0 <= at && at <= b.live.1)
+            .collect();
         live.sort_by_key(|b| (std::cmp::Reverse(b.bytes), b.offset));
         let forcing = live
             .into_iter()
             .take(4)
             .map(|b| ForcingBuffer {
-                name: b
-                    .node
-                    .map_or("kernel scratch".to_owned(), |n| self.program.node(n).name.clone()),
+                name: b.node.map_or("kernel scratch".to_owned(), |n| {
+                    self.program.node(n).name.clone()
+                }),
                 reason: explain::purpose(b.purpose).to_owned(),
                 bytes: b.bytes,
             })

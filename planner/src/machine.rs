@@ -51,7 +51,11 @@ impl Machine {
             op,
             Op::Conv(_) | Op::ConvTranspose(_) | Op::ConvWeightGrad(_) | Op::Linear
         );
-        let rate = if dense { self.conv_flops_per_sec } else { self.point_flops_per_sec };
+        let rate = if dense {
+            self.conv_flops_per_sec
+        } else {
+            self.point_flops_per_sec
+        };
         (flops / rate).max(bytes / self.device_bytes_per_sec)
     }
 }

@@ -35,14 +35,20 @@ pub fn pack(requests: &[Request]) -> Packing {
         let mut order: Vec<usize> = (0..requests.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(key(&requests[i])), i));
         let packing = place(requests, &order);
-        if best.as_ref().is_none_or(|b| packing.peak_bytes < b.peak_bytes) {
+        if best
+            .as_ref()
+            .is_none_or(|b| packing.peak_bytes < b.peak_bytes)
+        {
             best = Some(packing);
         }
         if best.as_ref().is_some_and(|b| b.peak_bytes <= bound) {
             break;
         }
     }
-    best.unwrap_or(Packing { offsets: Vec::new(), peak_bytes: 0 })
+    best.unwrap_or(Packing {
+        offsets: Vec::new(),
+        peak_bytes: 0,
+    })
 }
 
 /// Largest sum of sizes live at one tick: no packing needs less.
@@ -104,7 +110,10 @@ fn place(requests: &[Request], order: &[usize]) -> Packing {
         let slot = placed.partition_point(|&j| offsets[j] <= at);
         placed.insert(slot, i);
     }
-    Packing { offsets, peak_bytes }
+    Packing {
+        offsets,
+        peak_bytes,
+    }
 }
 
 #[cfg(test)]

@@ -113,7 +113,10 @@ pub fn place(problem: &Problem<'_>, goal: Goal, effort: Effort) -> Result<Placed
     Ok(match builder.model.solve(effort)? {
         Outcome::Found(solution) => {
             let decision = builder.decode(&solution);
-            Placed::Found(Placement { decision, gap: solution.gap })
+            Placed::Found(Placement {
+                decision,
+                gap: solution.gap,
+            })
         }
         Outcome::Impossible => Placed::Impossible,
         Outcome::GaveUp => Placed::GaveUp,
@@ -147,7 +150,9 @@ impl<'a> Builder<'a> {
             best.into_iter().filter(|b| b.is_finite()).collect()
         };
         let secs: f64 = least(&|c| c.secs / (c.to - c.from) as f64).iter().sum();
-        let scratch = least(&|c| c.scratch_bytes as f64).into_iter().fold(0.0, f64::max);
+        let scratch = least(&|c| c.scratch_bytes as f64)
+            .into_iter()
+            .fold(0.0, f64::max);
         let unit = match goal {
             Goal::Seconds { device_bytes } => device_bytes as f64 / 1000.0,
             Goal::Memory => scratch / 1000.0,
@@ -190,17 +195,24 @@ impl<'a> Builder<'a> {
             let bytes = self.p.program.node(t).ty.bytes();
             let d2h_secs = bytes as f64 / self.p.machine.d2h_bytes_per_sec;
             let host = self.model.binary(d2h_secs / self.tick);
-            let device: Vec<(usize, Var)> =
-                uses.into_iter().map(|u| (u, self.model.binary(0.0))).collect();
+            let device: Vec<(usize, Var)> = uses
+                .into_iter()
+                .map(|u| (u, self.model.binary(0.0)))
+                .collect();
             for pair in device.windows(2) {
-                self.model.at_least(vec![(pair[0].1, 1.0), (pair[1].1, -1.0)], 0.0);
+                self.model
+                    .at_least(vec![(pair[0].1, 1.0), (pair[1].1, -1.0)], 0.0);
             }
             let (on_device, on_host) = match self.p.strategy {
                 Strategy::StoreAll => (Some(1.0), Some(0.0)),
                 Strategy::OffloadAll => (Some(0.0), None),
                 Strategy::Optimal | Strategy::RecomputeAll | Strategy::Streaming => (None, None),
             };
-            let on_host = if self.p.host_bytes < bytes { Some(0.0) } else { on_host };
+            let on_host = if self.p.host_bytes < bytes {
+                Some(0.0)
+            } else {
+                on_host
+            };
             if let Some(fixed) = on_device {
                 for (_, v) in &device {
                     self.model.equal(vec![(*v, 1.0)], fixed);
@@ -213,7 +225,15 @@ impl<'a> Builder<'a> {
                 let last = device.last().expect("an output has a last use").1;
                 self.model.at_least(vec![(last, 1.0), (host, 1.0)], 1.0);
             }
-            self.maps.insert(t, MapVars { size: bytes as f64, made, device, host });
+            self.maps.insert(
+                t,
+                MapVars {
+                    size: bytes as f64,
+                    made,
+                    device,
+                    host,
+                },
+            );
         }
     }
 
@@ -222,7 +242,9 @@ impl<'a> Builder<'a> {
         let n = self.p.segments.pieces.len();
         let mut out: Vec<Vec<(Var, f64)>> = vec![Vec::new(); n + 1];
         for c in self.p.candidates {
-            let x = self.model.binary((c.secs + self.h2d_secs(&c.touches)) / self.tick);
+            let x = self
+                .model
+                .binary((c.secs + self.h2d_secs(&c.touches)) / self.tick);
             self.runs.push(x);
             out[c.from].push((x, 1.0));
             out[c.to].push((x, -1.0));
@@ -237,7 +259,11 @@ impl<'a> Builder<'a> {
 
     /// Seconds of reading everything from the host.
     fn h2d_secs(&self, touches: &[Touch]) -> f64 {
-        let bytes: u64 = touches.iter().filter(|t| t.reads).map(|t| t.copy_bytes).sum();
+        let bytes: u64 = touches
+            .iter()
+            .filter(|t| t.reads)
+            .map(|t| t.copy_bytes)
+            .sum();
         bytes as f64 / self.p.machine.h2d_bytes_per_sec
     }
 
@@ -257,7 +283,10 @@ impl<'a> Builder<'a> {
                 let saved_secs = if t.reads { self.h2d_secs(&[*t]) } else { 0.0 };
                 let r = self.model.real(0.0, 1.0, -saved_secs / self.tick);
                 self.model.at_least(vec![(x, 1.0), (r, -1.0)], 0.0);
-                resident.entry((t.node, c.to - 1)).or_default().push((r, 1.0));
+                resident
+                    .entry((t.node, c.to - 1))
+                    .or_default()
+                    .push((r, 1.0));
                 if t.reads {
                     let rows = supplied.entry((t.node, c.to - 1)).or_default();
                     rows.extend([(x, 1.0), (r, -1.0)]);
@@ -274,7 +303,9 @@ impl<'a> Builder<'a> {
             }
         }
         for ((t, segment), mut terms) in resident {
-            let device = self.maps[&t].at(segment).expect("every use of a map has a column");
+            let device = self.maps[&t]
+                .at(segment)
+                .expect("every use of a map has a column");
             terms.push((device, -1.0));
             self.model.at_most(terms, 0.0);
         }
@@ -313,7 +344,8 @@ impl<'a> Builder<'a> {
             }
             match (self.goal, peak) {
                 (Goal::Seconds { device_bytes }, _) => {
-                    self.model.at_most(merged, device_bytes as f64 / self.unit - held);
+                    self.model
+                        .at_most(merged, device_bytes as f64 / self.unit - held);
                 }
                 (Goal::Memory, peak) => {
                     merged.extend(peak.map(|p| (p, -1.0)));
@@ -323,8 +355,12 @@ impl<'a> Builder<'a> {
             let total: f64 = host.iter().map(|(_, size)| size).sum();
             if total > self.p.host_bytes as f64 {
                 let cap = self.p.host_bytes.max(1) as f64;
-                let terms = host.into_iter().map(|(v, size)| (v, size / cap * 100.0)).collect();
-                self.model.at_most(terms, if self.p.host_bytes == 0 { 0.0 } else { 100.0 });
+                let terms = host
+                    .into_iter()
+                    .map(|(v, size)| (v, size / cap * 100.0))
+                    .collect();
+                self.model
+                    .at_most(terms, if self.p.host_bytes == 0 { 0.0 } else { 100.0 });
             }
         }
         debug_assert_eq!(n, self.p.segments.pieces.len());
@@ -339,8 +375,12 @@ impl<'a> Builder<'a> {
             .collect();
         chosen.sort_by_key(|c| c.from);
         // From the last stage back: keep the targets that a later stage reads.
-        let mut wanted: BTreeSet<NodeIx> =
-            program.outputs.iter().copied().filter(|o| program.node(*o).ty.is_map()).collect();
+        let mut wanted: BTreeSet<NodeIx> = program
+            .outputs
+            .iter()
+            .copied()
+            .filter(|o| program.node(*o).ty.is_map())
+            .collect();
         let mut stages: Vec<(&Candidate, BTreeSet<NodeIx>, BTreeSet<NodeIx>)> = Vec::new();
         for c in chosen.into_iter().rev() {
             let targets: BTreeSet<NodeIx> = (c.targets.iter().copied())
@@ -371,7 +411,11 @@ impl<'a> Builder<'a> {
                 }
             }
         }
-        for &o in program.outputs.iter().filter(|o| program.node(**o).ty.is_map()) {
+        for &o in program
+            .outputs
+            .iter()
+            .filter(|o| program.node(**o).ty.is_map())
+        {
             if let Some(home) = homes.get_mut(&o) {
                 let map = &self.maps[&o];
                 if solution.is_set(map.host) {
@@ -391,14 +435,23 @@ impl<'a> Builder<'a> {
                 why: format!("recomputes back to {}", c.frontier),
             })
             .collect();
-        Decision { stages, homes, workspace_bytes: self.p.workspace_bytes }
+        Decision {
+            stages,
+            homes,
+            workspace_bytes: self.p.workspace_bytes,
+        }
     }
 }
 
 /// Bytes of leaves, optimiser state, flat results and workspace per level.
 fn fixed_bytes(p: &Problem<'_>) -> Vec<u64> {
     let program = p.program;
-    let n_levels = program.nodes.iter().map(|n| n.level as usize + 1).max().unwrap_or(1);
+    let n_levels = program
+        .nodes
+        .iter()
+        .map(|n| n.level as usize + 1)
+        .max()
+        .unwrap_or(1);
     let always = program.persistent_bytes() + p.workspace_bytes;
     let mut fixed = vec![always; n_levels];
     for n in program.indices() {

@@ -238,7 +238,9 @@ impl Stage {
         let body = self.body(program);
         debug_assert_eq!(body.items.len(), self.items.len());
         let grids = self.grid.iter().enumerate();
-        grids.map(|(axis, grid)| AxisSweep::new(program, &body, axis, grid)).collect()
+        grids
+            .map(|(axis, grid)| AxisSweep::new(program, &body, axis, grid))
+            .collect()
     }
 
     /// The axis that is walked with carry, if any.

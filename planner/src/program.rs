@@ -15,9 +15,7 @@ use sstep_autodiff::{DType, NodeId, Op, Region, Tape, Ty};
 use crate::error::PlanError;
 
 /// Index of a node of a [`Program`].
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeIx(pub u32);
 
 impl NodeIx {
@@ -102,7 +100,10 @@ impl Program {
         }
         let outputs = spec.outputs.iter().map(|i| index[i]).collect();
         let updates = (spec.updates.iter())
-            .map(|(p, g)| Update { param: index[p], grad: index[g] })
+            .map(|(p, g)| Update {
+                param: index[p],
+                grad: index[g],
+            })
             .collect();
         Program::from_nodes(tape.dtype(), nodes, outputs, updates, spec.state_slots)
     }
@@ -149,7 +150,10 @@ impl Program {
             consumers: vec![Vec::new(); kept.len()],
             outputs: outputs.into_iter().map(|o| renumber[o.ix()]).collect(),
             updates: (updates.into_iter())
-                .map(|u| Update { param: renumber[u.param.ix()], grad: renumber[u.grad.ix()] })
+                .map(|u| Update {
+                    param: renumber[u.param.ix()],
+                    grad: renumber[u.grad.ix()],
+                })
                 .collect(),
             state_slots,
             n_axes: 0,
@@ -210,7 +214,11 @@ impl Program {
 
     /// Types of a node's inputs.
     pub fn input_tys(&self, n: NodeIx) -> Vec<Ty> {
-        self.node(n).inputs.iter().map(|&i| self.node(i).ty).collect()
+        self.node(n)
+            .inputs
+            .iter()
+            .map(|&i| self.node(i).ty)
+            .collect()
     }
 
     /// Cuttable axes of every map of the program (batch and spatial).
@@ -256,7 +264,11 @@ impl Program {
     /// Bytes of all parameters, gradients and optimiser state that live on the
     /// device throughout.
     pub fn persistent_bytes(&self) -> u64 {
-        let state: u64 = self.updates.iter().map(|u| self.node(u.param).ty.bytes()).sum();
+        let state: u64 = self
+            .updates
+            .iter()
+            .map(|u| self.node(u.param).ty.bytes())
+            .sum();
         let leaves: u64 = (self.nodes.iter())
             .filter(|n| n.op.is_leaf() && !n.ty.is_map())
             .map(|n| n.ty.bytes())

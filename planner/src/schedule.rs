@@ -139,7 +139,10 @@ impl<'a> Scheduler<'a> {
             }
             self.order.push(Slot::Loop { decided });
         }
-        self.order.extend(flat.into_iter().map(|(level, nodes)| Slot::Flat { level, nodes }));
+        self.order.extend(
+            flat.into_iter()
+                .map(|(level, nodes)| Slot::Flat { level, nodes }),
+        );
         let mut tick = 1;
         for slot in &self.order {
             let body = match slot {
@@ -166,7 +169,13 @@ impl<'a> Scheduler<'a> {
         bytes: u64,
         live: (u32, u32),
     ) -> BufferIx {
-        self.buffers.push(Buffer { node, purpose, bytes, offset: 0, live });
+        self.buffers.push(Buffer {
+            node,
+            purpose,
+            bytes,
+            offset: 0,
+            live,
+        });
         BufferIx(self.buffers.len() as u32 - 1)
     }
 
@@ -212,9 +221,12 @@ impl<'a> Scheduler<'a> {
             let is_output = program.outputs.contains(&n);
             if let Some(until) = home.device_until {
                 let until = self.slot_of(until);
-                let last = if is_output && !home.host { self.end } else { self.ticks[until].1 };
-                let b =
-                    self.buffer(Some(n), Purpose::Stored, bytes, (self.ticks[from].0, last));
+                let last = if is_output && !home.host {
+                    self.end
+                } else {
+                    self.ticks[until].1
+                };
+                let b = self.buffer(Some(n), Purpose::Stored, bytes, (self.ticks[from].0, last));
                 self.device_home.insert(n, (b, until));
             }
             if home.host {
@@ -226,7 +238,11 @@ impl<'a> Scheduler<'a> {
                 // Outputs are taken out after the step: they are never released.
                 let last = if is_output { u32::MAX } else { last as u32 };
                 self.host_home.insert(n, HostIx(self.host.len() as u32));
-                self.host.push(HostTensor { node: n, bytes, live: (from as u32, last) });
+                self.host.push(HostTensor {
+                    node: n,
+                    bytes,
+                    live: (from as u32, last),
+                });
             }
         }
     }
@@ -242,7 +258,9 @@ impl<'a> Scheduler<'a> {
             }
         };
         let sums: Vec<AxisSums> = (grid.iter().enumerate())
-            .map(|(axis, g)| AxisSums::new(&AxisSweep::new(program, &body, axis, g), body.items.len()))
+            .map(|(axis, g)| {
+                AxisSums::new(&AxisSweep::new(program, &body, axis, g), body.items.len())
+            })
             .collect();
         let cost = BodyCost::new(program, machine, &body, &sums.iter().collect::<Vec<_>>());
         let mut total = StageCost {
@@ -255,7 +273,11 @@ impl<'a> Scheduler<'a> {
         let mut items = Vec::with_capacity(body.items.len());
         for (i, item) in body.items.iter().enumerate() {
             let n = item.node;
-            let resident = self.device_home.get(&n).filter(|(_, until)| *until >= at).map(|h| h.0);
+            let resident = self
+                .device_home
+                .get(&n)
+                .filter(|(_, until)| *until >= at)
+                .map(|h| h.0);
             let tick = first + 1 + i as u32;
             let mut accumulator = None;
             let mut stores = Vec::new();
@@ -304,11 +326,23 @@ impl<'a> Scheduler<'a> {
                     (ItemRole::Compute, value)
                 }
             };
-            items.push(StageItem { node: n, role, value, stores, accumulator });
+            items.push(StageItem {
+                node: n,
+                role,
+                value,
+                stores,
+                accumulator,
+            });
         }
         total.secs += total.h2d_bytes as f64 / machine.h2d_bytes_per_sec
             + total.d2h_bytes as f64 / machine.d2h_bytes_per_sec;
-        self.stages.push(Stage { level, items, grid, cost: total, why });
+        self.stages.push(Stage {
+            level,
+            items,
+            grid,
+            cost: total,
+            why,
+        });
     }
 
     fn flat(&mut self, n: NodeIx, from: u32) -> BufferIx {
@@ -329,7 +363,10 @@ impl<'a> Scheduler<'a> {
         };
         let node = Some(body.items[item].node);
         let buffer = self.buffer(node, Purpose::Window, cost.window_bytes[item], live);
-        Value::Window { buffer, capacity: cost.totals[item].capacity }
+        Value::Window {
+            buffer,
+            capacity: cost.totals[item].capacity,
+        }
     }
 
     /// Flat results live until the end of the last stage that reads them.
@@ -344,7 +381,11 @@ impl<'a> Scheduler<'a> {
                 }
             }
         }
-        for n in program.outputs.iter().chain(program.updates.iter().map(|u| &u.grad)) {
+        for n in program
+            .outputs
+            .iter()
+            .chain(program.updates.iter().map(|u| &u.grad))
+        {
             last[n.ix()] = self.end;
         }
         for n in program.indices() {
@@ -356,16 +397,27 @@ impl<'a> Scheduler<'a> {
     }
 
     fn finish(mut self, budget: Budget, strategy: Strategy) -> Plan {
-        let requests: Vec<Request> =
-            self.buffers.iter().map(|b| Request { bytes: b.bytes, live: b.live }).collect();
+        let requests: Vec<Request> = self
+            .buffers
+            .iter()
+            .map(|b| Request {
+                bytes: b.bytes,
+                live: b.live,
+            })
+            .collect();
         let packing = pack(&requests);
         for (buffer, offset) in self.buffers.iter_mut().zip(&packing.offsets) {
             buffer.offset = *offset;
         }
         for (stage, ticks) in self.stages.iter_mut().zip(&self.ticks) {
-            let live = self.buffers.iter().filter(|b| b.live.0 <= ticks.1 && ticks.0 <= b.live.1);
-            stage.cost.high_water_bytes =
-                live.map(|b| b.offset + b.bytes.next_multiple_of(ALIGN)).max().unwrap_or(0);
+            let live = self
+                .buffers
+                .iter()
+                .filter(|b| b.live.0 <= ticks.1 && ticks.0 <= b.live.1);
+            stage.cost.high_water_bytes = live
+                .map(|b| b.offset + b.bytes.next_multiple_of(ALIGN))
+                .max()
+                .unwrap_or(0);
         }
         let sum = |f: fn(&StageCost) -> f64| self.stages.iter().map(|s| f(&s.cost)).sum();
         let total = |f: fn(&StageCost) -> u64| self.stages.iter().map(|s| f(&s.cost)).sum();
@@ -375,19 +427,25 @@ impl<'a> Scheduler<'a> {
             host_peak_bytes: host_peak(&self.host, self.stages.len()),
             secs: sum(|c| c.secs),
             flops: sum(|c| c.flops),
-            flops_once: program.indices().map(|n| program.flops(n, program.points(n))).sum(),
+            flops_once: program
+                .indices()
+                .map(|n| program.flops(n, program.points(n)))
+                .sum(),
             source_bytes: total(|c| c.source_bytes),
             h2d_bytes: total(|c| c.h2d_bytes),
             d2h_bytes: total(|c| c.d2h_bytes),
             untiled_bytes: untiled_bytes(program),
         };
-        let map_outputs = (program.outputs.iter().filter(|o| program.node(**o).ty.is_map()))
-            .map(|&o| {
-                let host = self.host_home.get(&o).map(|&h| Home::Host(h));
-                let device = self.device_home.get(&o).map(|&(b, _)| Home::Device(b));
-                (o, host.or(device).unwrap_or(Home::Source))
-            })
-            .collect();
+        let map_outputs = (program
+            .outputs
+            .iter()
+            .filter(|o| program.node(**o).ty.is_map()))
+        .map(|&o| {
+            let host = self.host_home.get(&o).map(|&h| Home::Host(h));
+            let device = self.device_home.get(&o).map(|&(b, _)| Home::Device(b));
+            (o, host.or(device).unwrap_or(Home::Source))
+        })
+        .collect();
         Plan {
             program: program.clone(),
             strategy,
@@ -409,7 +467,10 @@ impl<'a> Scheduler<'a> {
 /// Largest sum of host tensors live in one stage.
 fn host_peak(host: &[HostTensor], n_stages: usize) -> u64 {
     let at = |s: u32| {
-        host.iter().filter(|h| h.live.0 <= s && s <= h.live.1).map(|h| h.bytes).sum::<u64>()
+        host.iter()
+            .filter(|h| h.live.0 <= s && s <= h.live.1)
+            .map(|h| h.bytes)
+            .sum::<u64>()
     };
     (0..n_stages as u32).map(at).max().unwrap_or(0)
 }
@@ -423,10 +484,20 @@ fn untiled_bytes(program: &Program) -> u64 {
             let leaf = matches!(program.node(i).op, Op::Input { .. } | Op::Param { .. });
             let kept = program.outputs.contains(&i) || program.updates.iter().any(|u| u.grad == i);
             let last = program.consumers(i).last().map_or(i.0, |c| c.0);
-            let live = (if leaf { 0 } else { i.0 }, if leaf || kept { n } else { last });
-            Request { bytes: program.node(i).ty.bytes(), live }
+            let live = (
+                if leaf { 0 } else { i.0 },
+                if leaf || kept { n } else { last },
+            );
+            Request {
+                bytes: program.node(i).ty.bytes(),
+                live,
+            }
         })
         .collect();
-    let states: u64 = program.updates.iter().map(|u| program.node(u.param).ty.bytes()).sum();
+    let states: u64 = program
+        .updates
+        .iter()
+        .map(|u| program.node(u.param).ty.bytes())
+        .sum();
     crate::pack::load(&requests) + states * program.state_slots as u64
 }

@@ -76,7 +76,10 @@ pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Finenes
                 for n in &nodes[from..to] {
                     of[n.ix()] = Some(pieces.len());
                 }
-                pieces.push(Segment { level: level as u32, nodes: nodes[from..to].to_vec() });
+                pieces.push(Segment {
+                    level: level as u32,
+                    nodes: nodes[from..to].to_vec(),
+                });
                 from = to;
             }
         }
@@ -97,8 +100,9 @@ fn narrow_cuts(
         let users = program.consumers(n).iter().filter(|c| inside.contains(c));
         users.last().copied().unwrap_or(n)
     };
-    let choices: Vec<usize> =
-        (1..nodes.len()).filter(|&p| storable.contains(&nodes[p - 1])).collect();
+    let choices: Vec<usize> = (1..nodes.len())
+        .filter(|&p| storable.contains(&nodes[p - 1]))
+        .collect();
     if choices.len() < pieces {
         return choices;
     }
@@ -177,18 +181,28 @@ pub fn frontiers(
     let is_add = |n: NodeIx| matches!(program.node(n).op, Op::Add);
     let resizes = |n: NodeIx| {
         let node = program.node(n);
-        let maps = node.inputs.iter().map(|&i| program.node(i).ty).filter(|ty| ty.is_map());
+        let maps = node
+            .inputs
+            .iter()
+            .map(|&i| program.node(i).ty)
+            .filter(|ty| ty.is_map());
         maps.map(|ty| ty.shape.spatial().iter().product::<usize>())
             .any(|points| points != node.ty.shape.spatial().iter().product::<usize>())
     };
     let all = ("every costly map", storable.clone());
-    if matches!(strategy, Strategy::StoreAll | Strategy::RecomputeAll | Strategy::OffloadAll) {
+    if matches!(
+        strategy,
+        Strategy::StoreAll | Strategy::RecomputeAll | Strategy::OffloadAll
+    ) {
         return vec![all];
     }
     let mut out = vec![
         all,
         ("no forward sum", keep(&|n| !(forward[n.ix()] && is_add(n)))),
-        ("sums and resized maps", keep(&|n| !forward[n.ix()] || is_add(n) || resizes(n))),
+        (
+            "sums and resized maps",
+            keep(&|n| !forward[n.ix()] || is_add(n) || resizes(n)),
+        ),
         ("resized maps", keep(&|n| !forward[n.ix()] || resizes(n))),
         ("no forward map", keep(&|n| !forward[n.ix()])),
         ("nothing", keep(&|n| program.outputs.contains(&n))),

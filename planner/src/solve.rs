@@ -77,12 +77,22 @@ impl Solution {
 impl Model {
     /// Adds a binary column.
     pub fn binary(&mut self, cost: f64) -> Var {
-        self.column(Column { lo: 0.0, hi: 1.0, binary: true, cost })
+        self.column(Column {
+            lo: 0.0,
+            hi: 1.0,
+            binary: true,
+            cost,
+        })
     }
 
     /// Adds a continuous column in `[lo, hi]`.
     pub fn real(&mut self, lo: f64, hi: f64, cost: f64) -> Var {
-        self.column(Column { lo, hi, binary: false, cost })
+        self.column(Column {
+            lo,
+            hi,
+            binary: false,
+            cost,
+        })
     }
 
     fn column(&mut self, column: Column) -> Var {
@@ -92,17 +102,32 @@ impl Model {
 
     /// `Σ terms ≤ bound`.
     pub fn at_most(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
-        self.rows.push(Row { terms, at_least: false, equal: false, bound });
+        self.rows.push(Row {
+            terms,
+            at_least: false,
+            equal: false,
+            bound,
+        });
     }
 
     /// `Σ terms ≥ bound`.
     pub fn at_least(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
-        self.rows.push(Row { terms, at_least: true, equal: false, bound });
+        self.rows.push(Row {
+            terms,
+            at_least: true,
+            equal: false,
+            bound,
+        });
     }
 
     /// `Σ terms = bound`.
     pub fn equal(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
-        self.rows.push(Row { terms, at_least: false, equal: true, bound });
+        self.rows.push(Row {
+            terms,
+            at_least: false,
+            equal: true,
+            bound,
+        });
     }
 
     /// Minimises.
@@ -114,15 +139,25 @@ impl Model {
         let columns: Vec<Variable> = (self.columns.iter())
             .map(|c| {
                 let definition = variable().min(c.lo).max(c.hi);
-                vars.add(if c.binary { definition.integer() } else { definition })
+                vars.add(if c.binary {
+                    definition.integer()
+                } else {
+                    definition
+                })
             })
             .collect();
         let sum = |terms: &[(Var, f64)]| -> Expression {
             terms.iter().map(|&(v, factor)| factor * columns[v.0]).sum()
         };
-        let objective: Expression =
-            self.columns.iter().zip(&columns).map(|(c, &v)| c.cost * v).sum();
-        let mut problem = vars.minimise(objective).using(good_lp::solvers::highs::highs);
+        let objective: Expression = self
+            .columns
+            .iter()
+            .zip(&columns)
+            .map(|(c, &v)| c.cost * v)
+            .sum();
+        let mut problem = vars
+            .minimise(objective)
+            .using(good_lp::solvers::highs::highs);
         for row in &self.rows {
             let left = sum(&row.terms);
             problem.add_constraint(if row.equal {
@@ -135,14 +170,24 @@ impl Model {
         }
         // Options set through good_lp would be lost here: they belong to its
         // own solve, which reports neither bound nor gap.
-        let failed = |what: &dyn std::fmt::Debug| PlanError::Solver { status: format!("{what:?}") };
+        let failed = |what: &dyn std::fmt::Debug| PlanError::Solver {
+            status: format!("{what:?}"),
+        };
         let mut model = problem.try_into_inner().map_err(|e| failed(&e))?;
         model.make_quiet();
-        for (key, value) in [("threads", 1), ("random_seed", 0), ("mip_max_nodes", effort.nodes)] {
+        for (key, value) in [
+            ("threads", 1),
+            ("random_seed", 0),
+            ("mip_max_nodes", effort.nodes),
+        ] {
             model.try_set_option(key, value).map_err(|e| failed(&e))?;
         }
-        model.try_set_option("mip_rel_gap", effort.gap).map_err(|e| failed(&e))?;
-        model.try_set_option("time_limit", effort.secs).map_err(|e| failed(&e))?;
+        model
+            .try_set_option("mip_rel_gap", effort.gap)
+            .map_err(|e| failed(&e))?;
+        model
+            .try_set_option("time_limit", effort.secs)
+            .map_err(|e| failed(&e))?;
         let solved = match model.try_solve() {
             Ok(solved) => solved,
             Err(status) => return Err(failed(&status)),
@@ -170,7 +215,11 @@ impl Model {
 mod tests {
     use super::*;
 
-    const EFFORT: Effort = Effort { gap: 0.0, nodes: 1000, secs: 10.0 };
+    const EFFORT: Effort = Effort {
+        gap: 0.0,
+        nodes: 1000,
+        secs: 10.0,
+    };
 
     #[test]
     fn a_knapsack_is_solved_and_an_impossible_row_is_no_solution() {
@@ -181,7 +230,10 @@ mod tests {
         let Outcome::Found(s) = m.solve(EFFORT).expect("solves") else {
             panic!("the knapsack has a solution");
         };
-        assert_eq!(items.iter().map(|&v| s.is_set(v)).collect::<Vec<_>>(), [false, true, true]);
+        assert_eq!(
+            items.iter().map(|&v| s.is_set(v)).collect::<Vec<_>>(),
+            [false, true, true]
+        );
         m.at_least(vec![(items[0], 1.0)], 2.0);
         assert!(matches!(m.solve(EFFORT), Ok(Outcome::Impossible)));
     }

@@ -71,7 +71,11 @@ impl Body {
             }
             let outside = program.is_source(n) || (supplied(n) && !targets.contains(&n));
             let role = if !program.node(n).ty.is_map() {
-                if program.is_reduction(n) { Role::Reduce } else { Role::Flat }
+                if program.is_reduction(n) {
+                    Role::Reduce
+                } else {
+                    Role::Flat
+                }
             } else if outside {
                 Role::Supply
             } else {
@@ -118,7 +122,10 @@ impl Body {
 
     /// Stored maps that the body reads.
     pub fn supplies(&self) -> impl Iterator<Item = NodeIx> + '_ {
-        self.items.iter().filter(|i| i.role == Role::Supply).map(|i| i.node)
+        self.items
+            .iter()
+            .filter(|i| i.role == Role::Supply)
+            .map(|i| i.node)
     }
 
     /// Whether it has no map at all.

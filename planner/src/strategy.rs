@@ -63,11 +63,12 @@ impl FromStr for Strategy {
     type Err = PlanError;
 
     fn from_str(text: &str) -> Result<Self, PlanError> {
-        Strategy::ALL.into_iter().find(|s| s.name() == text).ok_or_else(|| {
-            PlanError::UnknownStrategy {
+        Strategy::ALL
+            .into_iter()
+            .find(|s| s.name() == text)
+            .ok_or_else(|| PlanError::UnknownStrategy {
                 name: text.to_owned(),
                 known: Strategy::ALL.map(Strategy::name).join(", "),
-            }
-        })
+            })
     }
 }

@@ -46,7 +46,11 @@ pub struct AxisGrid {
 impl AxisGrid {
     /// An axis in one piece.
     pub fn whole(extent: usize) -> Self {
-        AxisGrid { policy: AxisPolicy::Whole, extent, tile: extent }
+        AxisGrid {
+            policy: AxisPolicy::Whole,
+            extent,
+            tile: extent,
+        }
     }
 
     /// Number of tiles.
@@ -174,7 +178,11 @@ impl Sweeper {
                 row[i].window = need;
             }
         }
-        AxisSweep { n_items, n_tiles, spans }
+        AxisSweep {
+            n_items,
+            n_tiles,
+            spans,
+        }
     }
 
     fn carry(&self, grid: &AxisGrid) -> AxisSweep {
@@ -204,7 +212,11 @@ impl Sweeper {
                 for &r in std::iter::once(&i).chain(&self.eager[i]) {
                     row[r].compute = fresh;
                     row[r].window = fresh;
-                    row[r].emit = if self.emits[r] { fresh } else { Span::default() };
+                    row[r].emit = if self.emits[r] {
+                        fresh
+                    } else {
+                        Span::default()
+                    };
                 }
             }
         }
@@ -224,6 +236,10 @@ impl Sweeper {
                 spans[at + i].window = Span::new(keep.min(fresh.lo), fresh.hi);
             }
         }
-        AxisSweep { n_items, n_tiles, spans }
+        AxisSweep {
+            n_items,
+            n_tiles,
+            spans,
+        }
     }
 }

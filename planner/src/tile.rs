@@ -30,6 +30,10 @@ pub fn axis(policy: AxisPolicy, extent: usize, tile: usize) -> AxisGrid {
     if tile >= extent {
         AxisGrid::whole(extent)
     } else {
-        AxisGrid { policy, extent, tile }
+        AxisGrid {
+            policy,
+            extent,
+            tile,
+        }
     }
 }

@@ -62,7 +62,11 @@ pub fn verify(plan: &Plan) -> Result<(), Violation> {
     if let ControlFlow::Break(violation) = flow {
         return Err(violation);
     }
-    judge.end().map_err(|reason| Violation { index, instr: "end".to_owned(), reason })
+    judge.end().map_err(|reason| Violation {
+        index,
+        instr: "end".to_owned(),
+        reason,
+    })
 }
 
 /// Disjoint boxes of a map, with their volume.
@@ -140,7 +144,9 @@ impl<'a> Judge<'a> {
             let a = &plan.buffers[i];
             let end = a.offset.checked_add(a.bytes).ok_or("an offset overflows")?;
             if end > cap {
-                return Err(format!("buffer {i} ends at {end}, beyond the cap of {cap} bytes"));
+                return Err(format!(
+                    "buffer {i} ends at {end}, beyond the cap of {cap} bytes"
+                ));
             }
             for &j in &by_offset[k + 1..] {
                 let b = &plan.buffers[j];
@@ -191,7 +197,10 @@ impl<'a> Judge<'a> {
         let n = plan.program.nodes.len();
         if plan.flat_home.len() != n
             || plan.states.len() != plan.program.updates.len()
-            || plan.states.iter().any(|s| s.len() != plan.program.state_slots)
+            || plan
+                .states
+                .iter()
+                .any(|s| s.len() != plan.program.state_slots)
         {
             return Err("a table of the plan has the wrong length".to_owned());
         }
@@ -202,21 +211,30 @@ impl<'a> Judge<'a> {
             if !stage.grid.is_empty() && stage.grid.len() != plan.program.n_axes() {
                 return Err(format!("stage {s} cuts {} axes", stage.grid.len()));
             }
-            let carried = stage.grid.iter().filter(|g| g.policy == crate::AxisPolicy::Carry);
+            let carried = stage
+                .grid
+                .iter()
+                .filter(|g| g.policy == crate::AxisPolicy::Carry);
             if carried.count() > 1 || stage.grid.iter().any(|g| g.tile == 0 || g.extent == 0) {
                 return Err(format!("stage {s} has no valid grid"));
             }
             let body = stage.body(&plan.program);
             let same = body.items.len() == stage.items.len()
-                && body.items.iter().zip(&stage.items).all(|(a, b)| {
-                    a.node == b.node && a.role == Role::from(b.role)
-                });
+                && body
+                    .items
+                    .iter()
+                    .zip(&stage.items)
+                    .all(|(a, b)| a.node == b.node && a.role == Role::from(b.role));
             if !same {
-                return Err(format!("stage {s} is not closed: an item is missing or idle"));
+                return Err(format!(
+                    "stage {s} is not closed: an item is missing or idle"
+                ));
             }
             let any_map = body.items.iter().any(|i| i.role != Role::Flat);
             if any_map == stage.grid.is_empty() {
-                return Err(format!("stage {s} has maps but no grid, or a grid but no maps"));
+                return Err(format!(
+                    "stage {s} has maps but no grid, or a grid but no maps"
+                ));
             }
         }
         Ok(())
@@ -278,7 +296,11 @@ impl<'a> Judge<'a> {
                 self.content[buffer.0 as usize] = Content::Window(item.node, keep);
                 Ok(())
             }
-            Instr::Fetch { at, region, present } => {
+            Instr::Fetch {
+                at,
+                region,
+                present,
+            } => {
                 let item = self.enter(at);
                 match item.role {
                     ItemRole::Supply(Home::Host(h)) => self.host_has(h, item.node, &region)?,
@@ -287,7 +309,11 @@ impl<'a> Judge<'a> {
                 }
                 self.put(at, region, present)
             }
-            Instr::Compute { at, region, present } => {
+            Instr::Compute {
+                at,
+                region,
+                present,
+            } => {
                 let item = self.enter(at);
                 self.reads(item.node, &region)?;
                 self.scratch()?;
@@ -368,10 +394,16 @@ impl<'a> Judge<'a> {
         for &o in &self.plan.program.outputs {
             let node = self.plan.program.node(o);
             if !node.ty.is_map() {
-                self.has_flat(o).map_err(|e| format!("output {}: {e}", node.name))?;
+                self.has_flat(o)
+                    .map_err(|e| format!("output {}: {e}", node.name))?;
                 continue;
             }
-            let home = self.plan.map_outputs.iter().find(|(n, _)| *n == o).map(|(_, h)| *h);
+            let home = self
+                .plan
+                .map_outputs
+                .iter()
+                .find(|(n, _)| *n == o)
+                .map(|(_, h)| *h);
             let whole = Region::whole(&node.ty);
             let complete = match home {
                 Some(Home::Host(h)) => self.host_has(h, o, &whole).is_ok(),
@@ -391,7 +423,11 @@ impl<'a> Judge<'a> {
         let items = &self.plan.stages[at.stage as usize].items;
         if self.stage != Some(at.stage) {
             self.stage = Some(at.stage);
-            self.at = items.iter().enumerate().map(|(i, item)| (item.node, i)).collect();
+            self.at = items
+                .iter()
+                .enumerate()
+                .map(|(i, item)| (item.node, i))
+                .collect();
         }
         &items[at.item as usize]
     }
@@ -412,9 +448,16 @@ impl<'a> Judge<'a> {
     }
 
     fn roomy(&self, b: BufferIx, bytes: u64) -> Result<(), String> {
-        let buffer = self.plan.buffers.get(b.0 as usize).ok_or("names no buffer")?;
+        let buffer = self
+            .plan
+            .buffers
+            .get(b.0 as usize)
+            .ok_or("names no buffer")?;
         if buffer.bytes < bytes {
-            return Err(format!("buffer {} has {} of {bytes} bytes", b.0, buffer.bytes));
+            return Err(format!(
+                "buffer {} has {} of {bytes} bytes",
+                b.0, buffer.bytes
+            ));
         }
         Ok(())
     }
@@ -456,7 +499,10 @@ impl<'a> Judge<'a> {
             let mut need = *region;
             for axis in 0..tys[i].n_axes() {
                 let read = node.op.read(i, axis, &tys, &node.ty);
-                need.set(axis, read.apply(region.span(axis), tys[i].axis_extent(axis)));
+                need.set(
+                    axis,
+                    read.apply(region.span(axis), tys[i].axis_extent(axis)),
+                );
             }
             if !need.is_empty() {
                 self.holds(input, &need)?;
@@ -469,7 +515,10 @@ impl<'a> Judge<'a> {
     fn holds(&self, n: NodeIx, region: &Region) -> Result<(), String> {
         let stage = &self.plan.stages[self.stage.ok_or("no stage runs")? as usize];
         let name = &self.plan.program.node(n).name;
-        let item = self.at.get(&n).ok_or_else(|| format!("{name} is not in the stage"))?;
+        let item = self
+            .at
+            .get(&n)
+            .ok_or_else(|| format!("{name} is not in the stage"))?;
         let held = match stage.items[*item].value {
             Value::Window { buffer, .. } => match &self.content[buffer.0 as usize] {
                 Content::Window(m, held) if *m == n => held.contains(region),
@@ -478,7 +527,11 @@ impl<'a> Judge<'a> {
             Value::Whole(b) => self.stored_has(b, n, region),
             Value::Flat(_) => false,
         };
-        if held { Ok(()) } else { Err(format!("{region:?} of {name} is not there")) }
+        if held {
+            Ok(())
+        } else {
+            Err(format!("{region:?} of {name} is not there"))
+        }
     }
 
     fn stored_has(&self, b: BufferIx, n: NodeIx, region: &Region) -> bool {
@@ -490,12 +543,22 @@ impl<'a> Judge<'a> {
     }
 
     fn host_has(&self, h: HostIx, n: NodeIx, region: &Region) -> Result<(), String> {
-        let tensor = self.plan.host.get(h.0 as usize).ok_or("names no host tensor")?;
+        let tensor = self
+            .plan
+            .host
+            .get(h.0 as usize)
+            .ok_or("names no host tensor")?;
         let total = self.plan.program.points(n);
         let there = tensor.node == n
             && !self.released[h.0 as usize]
-            && self.host[h.0 as usize].as_ref().is_some_and(|b| b.covers(region, total));
-        if there { Ok(()) } else { Err(format!("{region:?} is not on the host")) }
+            && self.host[h.0 as usize]
+                .as_ref()
+                .is_some_and(|b| b.covers(region, total));
+        if there {
+            Ok(())
+        } else {
+            Err(format!("{region:?} is not on the host"))
+        }
     }
 
     /// The value of an item was made for `region`; its buffer now holds
@@ -513,7 +576,9 @@ impl<'a> Judge<'a> {
                 for (axis, cap) in capacity.iter().enumerate().take(ty.n_axes()) {
                     points *= *cap as u64;
                     if present.span(axis).len() > *cap {
-                        return Err(format!("{present:?} passes the window's extents {capacity:?}"));
+                        return Err(format!(
+                            "{present:?} passes the window's extents {capacity:?}"
+                        ));
                     }
                 }
                 let point_bytes = (ty.shape.channels() * ty.dtype.bytes()) as u64;

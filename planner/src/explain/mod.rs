@@ -108,7 +108,11 @@ pub fn explain_stage(plan: &Plan, index: usize, done: &[bool]) -> ExplainedStage
 
 fn grid_words(stage: &Stage) -> Vec<String> {
     let axis = |(i, g): (usize, &crate::AxisGrid)| {
-        let name = if i == 0 { "N".to_owned() } else { ["", "Y", "X", "Z"][i.min(3)].to_owned() };
+        let name = if i == 0 {
+            "N".to_owned()
+        } else {
+            ["", "Y", "X", "Z"][i.min(3)].to_owned()
+        };
         match g.policy {
             AxisPolicy::Whole => format!("{name} whole"),
             AxisPolicy::Overlap => format!("{name} overlap {}", g.tile),
@@ -117,7 +121,13 @@ fn grid_words(stage: &Stage) -> Vec<String> {
     };
     // The batch is worth a word only where it is cut.
     let cut = |(i, g): &(usize, &crate::AxisGrid)| *i > 0 || g.policy != AxisPolicy::Whole;
-    stage.grid.iter().enumerate().filter(cut).map(axis).collect()
+    stage
+        .grid
+        .iter()
+        .enumerate()
+        .filter(cut)
+        .map(axis)
+        .collect()
 }
 
 impl Plan {
@@ -191,7 +201,11 @@ impl Plan {
         for s in self.explained().stages {
             let list = |v: &[String]| {
                 let shown = v.iter().take(6).cloned().collect::<Vec<_>>().join(", ");
-                if v.len() > 6 { format!("{shown} and {} more", v.len() - 6) } else { shown }
+                if v.len() > 6 {
+                    format!("{shown} and {} more", v.len() - 6)
+                } else {
+                    shown
+                }
             };
             let _ = writeln!(out, "\nstage {} makes {}", s.index, list(&s.makes));
             if s.grid.is_empty() {

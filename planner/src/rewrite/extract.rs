@@ -20,13 +20,13 @@ use crate::solve::{Effort, Model, Outcome, Var};
 ///
 /// # Errors
 /// [`PlanError::Solver`] if the solver fails.
-pub fn extract(
-    program: &Program,
-    graph: &Graph,
-    machine: &Machine,
-) -> Result<Program, PlanError> {
+pub fn extract(program: &Program, graph: &Graph, machine: &Machine) -> Result<Program, PlanError> {
     let several = graph.egraph.classes().any(|c| c.nodes.len() > 1);
-    let choice = if several { choose(graph, machine)? } else { BTreeMap::new() };
+    let choice = if several {
+        choose(graph, machine)?
+    } else {
+        BTreeMap::new()
+    };
     emit(program, graph, &choice)
 }
 
@@ -59,7 +59,13 @@ fn choose(graph: &Graph, machine: &Machine) -> Result<BTreeMap<Id, usize>, PlanE
     let mut potential: Vec<Var> = Vec::with_capacity(ids.len());
     let mut kept: BTreeMap<Id, Var> = BTreeMap::new();
     for &id in &ids {
-        forms.push(egraph[id].nodes.iter().map(|e| model.binary(micros(e, id))).collect());
+        forms.push(
+            egraph[id]
+                .nodes
+                .iter()
+                .map(|e| model.binary(micros(e, id)))
+                .collect(),
+        );
         potential.push(model.real(0.0, n, 0.0));
     }
     for (at, &id) in ids.iter().enumerate() {
@@ -75,14 +81,20 @@ fn choose(graph: &Graph, machine: &Machine) -> Result<BTreeMap<Id, usize>, PlanE
                 if below == at {
                     model.equal(vec![(x, 1.0)], 0.0);
                 } else {
-                    let terms = vec![(potential[at], 1.0), (potential[below], -1.0), (x, -(n + 1.0))];
+                    let terms = vec![
+                        (potential[at], 1.0),
+                        (potential[below], -1.0),
+                        (x, -(n + 1.0)),
+                    ];
                     model.at_least(terms, -n);
                 }
                 let (here, there) = (&egraph[id].data, &egraph[child].data);
                 if there.forward && !here.forward && there.ty.is_some_and(|ty| ty.is_map()) {
                     let bytes = there.ty.map_or(0.0, |ty| ty.bytes() as f64);
                     let cost = 1e6 * bytes / machine.h2d_bytes_per_sec;
-                    let k = *kept.entry(child).or_insert_with(|| model.real(0.0, 1.0, cost));
+                    let k = *kept
+                        .entry(child)
+                        .or_insert_with(|| model.real(0.0, 1.0, cost));
                     model.at_least(vec![(k, 1.0), (x, -1.0)], 0.0);
                 }
             }
@@ -92,7 +104,11 @@ fn choose(graph: &Graph, machine: &Machine) -> Result<BTreeMap<Id, usize>, PlanE
         let at = place[&egraph.find(graph.class[root.ix()])];
         model.equal(forms[at].iter().map(|&x| (x, 1.0)).collect(), 1.0);
     }
-    let effort = Effort { gap: 1e-4, nodes: 1000, secs: 10.0 };
+    let effort = Effort {
+        gap: 1e-4,
+        nodes: 1000,
+        secs: 10.0,
+    };
     let Outcome::Found(solution) = model.solve(effort)? else {
         return Ok(BTreeMap::new());
     };
@@ -127,7 +143,8 @@ fn emit(
     let egraph = &graph.egraph;
     let mut name: BTreeMap<Id, &str> = BTreeMap::new();
     for n in program.indices() {
-        name.entry(egraph.find(graph.class[n.ix()])).or_insert(&program.node(n).name);
+        name.entry(egraph.find(graph.class[n.ix()]))
+            .or_insert(&program.node(n).name);
     }
     let mut done: BTreeMap<Id, NodeIx> = BTreeMap::new();
     let mut nodes: Vec<ProgramNode> = Vec::new();
@@ -150,8 +167,11 @@ fn emit(
             }
             let form = &egraph[id].nodes[choice.get(&id).copied().unwrap_or(0)];
             let inputs: Vec<Id> = form.children.iter().map(|&c| egraph.find(c)).collect();
-            let missing: Vec<Id> =
-                inputs.iter().copied().filter(|c| !done.contains_key(c)).collect();
+            let missing: Vec<Id> = inputs
+                .iter()
+                .copied()
+                .filter(|c| !done.contains_key(c))
+                .collect();
             if !missing.is_empty() {
                 stack.extend(missing.into_iter().rev());
                 continue;
@@ -166,7 +186,9 @@ fn emit(
                 op: form.head.op,
                 inputs: inputs.iter().map(|c| done[c]).collect(),
                 ty,
-                name: name.get(&id).map_or_else(|| format!("rw{id}"), |n| (*n).to_owned()),
+                name: name
+                    .get(&id)
+                    .map_or_else(|| format!("rw{id}"), |n| (*n).to_owned()),
                 level: 0,
             });
         }
@@ -174,7 +196,10 @@ fn emit(
     let renumber = |n: &NodeIx| done[&egraph.find(graph.class[n.ix()])];
     let outputs = program.outputs.iter().map(renumber).collect();
     let updates = (program.updates.iter())
-        .map(|u| crate::program::Update { param: renumber(&u.param), grad: renumber(&u.grad) })
+        .map(|u| crate::program::Update {
+            param: renumber(&u.param),
+            grad: renumber(&u.grad),
+        })
         .collect();
     Program::from_nodes(program.dtype, nodes, outputs, updates, program.state_slots)
 }
@@ -183,8 +208,11 @@ fn emit(
 fn wanted(graph: &Graph, choice: &BTreeMap<Id, usize>) -> std::collections::BTreeSet<Id> {
     let egraph = &graph.egraph;
     let mut wanted = std::collections::BTreeSet::new();
-    let mut stack: Vec<Id> =
-        graph.roots.iter().map(|r| egraph.find(graph.class[r.ix()])).collect();
+    let mut stack: Vec<Id> = graph
+        .roots
+        .iter()
+        .map(|r| egraph.find(graph.class[r.ix()]))
+        .collect();
     while let Some(id) = stack.pop() {
         if wanted.insert(id) {
             let form = &egraph[id].nodes[choice.get(&id).copied().unwrap_or(0)];

@@ -70,16 +70,21 @@ impl Analysis<Expr> for Facts {
 
     fn make(egraph: &mut EGraph<Expr, Self>, enode: &Expr, _id: Id) -> Fact {
         if let Some(tag) = enode.head.tag {
-            return Fact { ty: egraph.analysis.tys.get(tag.ix()).copied(), forward: false };
+            return Fact {
+                ty: egraph.analysis.tys.get(tag.ix()).copied(),
+                forward: false,
+            };
         }
-        let inputs: Option<Vec<Ty>> =
-            enode.children.iter().map(|&c| egraph[c].data.ty).collect();
+        let inputs: Option<Vec<Ty>> = enode.children.iter().map(|&c| egraph[c].data.ty).collect();
         let ty = inputs.and_then(|tys| sstep_autodiff::infer(&enode.head.op, &tys).ok());
         Fact { ty, forward: false }
     }
 
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
-        let merged = Fact { ty: a.ty.or(b.ty), forward: a.forward || b.forward };
+        let merged = Fact {
+            ty: a.ty.or(b.ty),
+            forward: a.forward || b.forward,
+        };
         let did = DidMerge(*a != merged, b != merged);
         *a = merged;
         did
@@ -110,10 +115,17 @@ pub fn to_egraph(program: &Program) -> Graph {
         let node = program.node(n);
         let tag = (node.op.is_leaf() || roots.contains(&n)).then_some(n);
         let children = node.inputs.iter().map(|i| class[i.ix()]).collect();
-        let id = egraph.add(Expr { head: Head { op: node.op, tag }, children });
+        let id = egraph.add(Expr {
+            head: Head { op: node.op, tag },
+            children,
+        });
         egraph[id].data.forward |= forward[n.ix()];
         class.push(id);
     }
     egraph.rebuild();
-    Graph { egraph, class, roots }
+    Graph {
+        egraph,
+        class,
+        roots,
+    }
 }

@@ -71,7 +71,13 @@ mod tests {
         let grads = backward(&mut t, loss).expect("gradients");
         let mut outputs = vec![loss];
         outputs.extend(grads.iter().map(|(_, g)| g));
-        (t, StepSpec { outputs, ..StepSpec::default() })
+        (
+            t,
+            StepSpec {
+                outputs,
+                ..StepSpec::default()
+            },
+        )
     }
 
     #[test]
@@ -79,14 +85,29 @@ mod tests {
         let (tape, spec) = net();
         let program = Program::new(&tape, &spec).expect("program");
         let (after, report) = rewrite(&program, &Machine::cpu_default()).expect("rewrites");
-        let count = |p: &Program, f: &dyn Fn(&Op) -> bool| {
-            p.nodes.iter().filter(|n| f(&n.op)).count()
-        };
+        let count =
+            |p: &Program, f: &dyn Fn(&Op) -> bool| p.nodes.iter().filter(|n| f(&n.op)).count();
         assert_eq!(count(&program, &|o| matches!(o, Op::Unary(_))), 2);
         assert_eq!(count(&after, &|o| matches!(o, Op::Unary(_))), 1);
-        let from_output = |o: &Op| matches!(o, Op::UnaryGrad { saved: Saved::Output, .. });
+        let from_output = |o: &Op| {
+            matches!(
+                o,
+                Op::UnaryGrad {
+                    saved: Saved::Output,
+                    ..
+                }
+            )
+        };
         assert!(count(&after, &from_output) >= 1, "{report:?}");
-        let from_input = |o: &Op| matches!(o, Op::UnaryGrad { saved: Saved::Input, .. });
+        let from_input = |o: &Op| {
+            matches!(
+                o,
+                Op::UnaryGrad {
+                    saved: Saved::Input,
+                    ..
+                }
+            )
+        };
         assert_eq!(count(&after, &from_input), 0, "{report:?}");
         assert_eq!(after.outputs.len(), program.outputs.len());
         for (a, b) in after.outputs.iter().zip(&program.outputs) {

@@ -37,12 +37,19 @@ pub const RULES: &[Rule] = &[
 /// `f̄(x, ȳ) = f̄(f(x), ȳ)` where the value determines the slope: the argument
 /// need not be kept.
 fn grad_from_value(_: &Graph, e: &Expr) -> Option<Term> {
-    let Op::UnaryGrad { kind, saved: Saved::Input } = e.head.op else {
+    let Op::UnaryGrad {
+        kind,
+        saved: Saved::Input,
+    } = e.head.op
+    else {
         return None;
     };
     let value = Term::Node(Op::Unary(kind), vec![Term::Class(e.children[0])]);
     kind.grad_from_output().then(|| {
-        let op = Op::UnaryGrad { kind, saved: Saved::Output };
+        let op = Op::UnaryGrad {
+            kind,
+            saved: Saved::Output,
+        };
         Term::Node(op, vec![value, Term::Class(e.children[1])])
     })
 }
@@ -63,7 +70,9 @@ fn scale_of_scale(g: &Graph, e: &Expr) -> Option<Term> {
     let Op::Scale { factor: b } = inner.head.op else {
         return None;
     };
-    let op = Op::Scale { factor: Num::new(a.get() * b.get()) };
+    let op = Op::Scale {
+        factor: Num::new(a.get() * b.get()),
+    };
     Some(Term::Node(op, vec![Term::Class(inner.children[0])]))
 }
 
@@ -108,9 +117,12 @@ fn slice_of_pad(g: &Graph, e: &Expr) -> Option<Term> {
         return None;
     };
     let shape = g[inner.children[0]].data.ty?.shape;
-    let exact = shape.dims().iter().skip(1).enumerate().all(|(axis, &extent)| {
-        slice.start[axis] == pad.lo[axis] && slice.len[axis] == extent
-    });
+    let exact = shape
+        .dims()
+        .iter()
+        .skip(1)
+        .enumerate()
+        .all(|(axis, &extent)| slice.start[axis] == pad.lo[axis] && slice.len[axis] == extent);
     exact.then(|| Term::Class(inner.children[0]))
 }
 
@@ -150,7 +162,11 @@ impl Searcher<Expr, Facts> for Forms {
         if limit == 0 || self.terms(egraph, eclass).is_empty() {
             return None;
         }
-        Some(SearchMatches { eclass, substs: vec![Subst::default()], ast: None })
+        Some(SearchMatches {
+            eclass,
+            substs: vec![Subst::default()],
+            ast: None,
+        })
     }
 
     fn vars(&self) -> Vec<Var> {
@@ -183,7 +199,10 @@ fn add(egraph: &mut Graph, term: &Term) -> Id {
         Term::Class(id) => *id,
         Term::Node(op, inputs) => {
             let children = inputs.iter().map(|t| add(egraph, t)).collect();
-            egraph.add(Expr { head: Head { op: *op, tag: None }, children })
+            egraph.add(Expr {
+                head: Head { op: *op, tag: None },
+                children,
+            })
         }
     }
 }

@@ -42,7 +42,9 @@ pub fn saturate(egraph: EGraph<Expr, Facts>) -> Saturated {
     }
     Saturated {
         applied: applied.into_iter().collect(),
-        stop: runner.stop_reason.map_or_else(|| "not run".to_owned(), |r| format!("{r:?}")),
+        stop: runner
+            .stop_reason
+            .map_or_else(|| "not run".to_owned(), |r| format!("{r:?}")),
         egraph: runner.egraph,
     }
 }
