@@ -46,7 +46,7 @@ impl FromStr for ByteSize {
             _ => return Err(bad()),
         };
         let bytes = number * unit;
-        if !bytes.is_finite() || bytes < 0.0 || bytes > 1e18 {
+        if !(0.0..=1e18).contains(&bytes) {
             return Err(bad());
         }
         Ok(ByteSize(bytes as u64))

@@ -98,7 +98,7 @@ fn narrow_cuts(
     let inside: BTreeSet<NodeIx> = nodes.iter().copied().collect();
     let last_use = |n: NodeIx| {
         let users = program.consumers(n).iter().filter(|c| inside.contains(c));
-        users.last().copied().unwrap_or(n)
+        users.max().copied().unwrap_or(n)
     };
     let choices: Vec<usize> = (1..nodes.len())
         .filter(|&p| storable.contains(&nodes[p - 1]))

@@ -1,10 +1,10 @@
 //! Equal programs that move less, by equality saturation.
 //!
 //! The whole step, forward and backward, becomes an e-graph with many roots
-//! ([`lang`]); named rules add equal forms ([`rules`]); saturation is bounded by
+//! (`lang`); named rules add equal forms ([`RULES`]); saturation is bounded by
 //! nodes and iterations, never by time, so that it is a function of the program
-//! ([`saturate()`]); extraction takes the form that is cheapest in seconds and in
-//! bytes that the backward half needs of the forward half ([`extract()`]).
+//! (`saturate`); extraction takes the form that is cheapest in seconds and in
+//! bytes that the backward half needs of the forward half (`extract`).
 //!
 //! Hash-consing alone already merges what is computed twice. Roots are tagged,
 //! so two outputs that happen to be equal stay two outputs.
