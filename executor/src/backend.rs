@@ -48,7 +48,7 @@ pub enum Partial {
     },
 }
 
-/// A device: see the [module](self).
+/// A device: one arena, regions in and out, kernel launches.
 pub trait Backend<T: Real> {
     /// Computes a region of a map, or a flat tensor.
     fn compute(&mut self, launch: &Launch<'_>, out: &Place);

@@ -1,6 +1,6 @@
 //! The executor of sstep: carries a plan out on a backend.
 //!
-//! One [interpreter loop](Interpreter) serves every [`Backend`]; the executor
+//! One [interpreter loop](Executor::step) serves every [`Backend`]; the executor
 //! decides nothing, and what it does not find in the plan is an error. It counts
 //! what really happened, [`Measured`], to be held against what the plan
 //! predicted. Network inputs come region by region from a
@@ -8,8 +8,6 @@
 //! counted host pool.
 //!
 //! [`reference()`] runs the same program untiled: the oracle of the tests.
-//!
-//! [Interpreter]: Executor::step
 
 mod backend;
 mod cpu;

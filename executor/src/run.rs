@@ -39,7 +39,7 @@ pub struct StepReport<T> {
     pub measured: Measured,
 }
 
-/// A plan, its arena, and the parameters in it. See the [module](self).
+/// A plan, its arena, and the parameters in it.
 pub struct Executor<T: Real> {
     plan: Plan,
     cpu: Cpu,

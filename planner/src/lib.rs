@@ -7,14 +7,14 @@
 //! 1. [`Program::new`]: the part of the tape that is needed, densely numbered,
 //!    with barriers ([`program`]);
 //! 2. [`rewrite`]: equal programs that move less, by equality saturation;
-//! 3. [`segment`]: where tile loops may begin and end, what may be stored;
-//! 4. [`candidates`]: stages × recomputation × grids, with exact costs from
+//! 3. [`mod@segment`]: where tile loops may begin and end, what may be stored;
+//! 4. [`mod@candidates`]: stages × recomputation × grids, with exact costs from
 //!    region propagation ([`sweep`], [`cost`]);
-//! 5. [`place`]: which of them run and where stored maps live, by integer
+//! 5. [`mod@place`]: which of them run and where stored maps live, by integer
 //!    programming;
 //! 6. [`schedule`]: the complete plan, its buffers packed into one arena
 //!    ([`pack`]);
-//! 7. [`verify`]: an independent judge, always.
+//! 7. [`mod@verify`]: an independent judge, always.
 //!
 //! **Invariants.** The planner never touches tensor data nor a device; costs
 //! arrive as data ([`Machine`]). The same tape, budget and machine give the
