@@ -41,7 +41,7 @@ impl Machine {
             d2h_bytes_per_sec: 6e9,
             source_bytes_per_sec: 1.2e9,
             launch_secs: 6e-6,
-            workspace_bytes: 1 << 20,
+            workspace_bytes: 2 << 20,
         }
     }
 
