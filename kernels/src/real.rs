@@ -18,6 +18,7 @@ pub trait Real:
     + std::ops::Div<Output = Self>
     + std::ops::Neg<Output = Self>
     + std::ops::AddAssign
+    + crate::cpu::Compiled
     + 'static
 {
     /// The type's name on the tape.

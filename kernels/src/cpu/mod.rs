@@ -37,6 +37,58 @@ use crate::{Job, State};
 /// If a view lacks positions that the op reads or writes, or the inputs are not
 /// those of the op: a fault of the plan, which its verifier finds.
 pub fn run<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8]) {
+    T::run(job, out, workspace);
+}
+
+/// The kernels, compiled here once per element type. Generic code is otherwise
+/// compiled again in every crate that uses it, which for this much of it takes
+/// minutes.
+pub trait Compiled: Sized {
+    /// [`run`].
+    fn run(job: &Job<'_, Self>, out: &mut Out<'_, Self>, workspace: &mut [u8]);
+    /// [`accumulate`].
+    fn accumulate(
+        job: &Job<'_, Self>,
+        state: &mut State<'_, Self>,
+        out_ty: &Ty,
+        workspace: &mut [u8],
+    );
+    /// [`finish`].
+    fn finish(op: &Op, inputs: &[Ty], state: &mut State<'_, Self>, out: &mut Out<'_, Self>);
+}
+
+macro_rules! compiled {
+    ($t:ty) => {
+        impl Compiled for $t {
+            fn run(job: &Job<'_, Self>, out: &mut Out<'_, Self>, workspace: &mut [u8]) {
+                run_of(job, out, workspace);
+            }
+
+            fn accumulate(
+                job: &Job<'_, Self>,
+                state: &mut State<'_, Self>,
+                out_ty: &Ty,
+                workspace: &mut [u8],
+            ) {
+                accumulate_of(job, state, out_ty, workspace);
+            }
+
+            fn finish(
+                op: &Op,
+                inputs: &[Ty],
+                state: &mut State<'_, Self>,
+                out: &mut Out<'_, Self>,
+            ) {
+                finish_of(op, inputs, state, out);
+            }
+        }
+    };
+}
+
+compiled!(f32);
+compiled!(f64);
+
+fn run_of<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8]) {
     let inputs = job.inputs;
     match job.op {
         Op::Input { .. } | Op::Param { .. } => {}
@@ -245,6 +297,15 @@ pub fn begin<T: Real>(op: &Op, state: &mut State<'_, T>, _out_ty: &Ty) {
 pub fn accumulate<T: Real>(
     job: &Job<'_, T>,
     state: &mut State<'_, T>,
+    out_ty: &Ty,
+    workspace: &mut [u8],
+) {
+    T::accumulate(job, state, out_ty, workspace);
+}
+
+fn accumulate_of<T: Real>(
+    job: &Job<'_, T>,
+    state: &mut State<'_, T>,
     _out_ty: &Ty,
     workspace: &mut [u8],
 ) {
@@ -278,6 +339,10 @@ pub fn accumulate<T: Real>(
 /// # Panics
 /// If the op is not a reduction.
 pub fn finish<T: Real>(op: &Op, inputs: &[Ty], state: &mut State<'_, T>, out: &mut Out<'_, T>) {
+    T::finish(op, inputs, state, out);
+}
+
+fn finish_of<T: Real>(op: &Op, inputs: &[Ty], state: &mut State<'_, T>, out: &mut Out<'_, T>) {
     let State::F64(state) = state else { return };
     let mean_over = |count: usize| T::from_f64(state[0] / count as f64);
     match Reduction::of(op) {
