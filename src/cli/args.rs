@@ -3,7 +3,7 @@
 use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
-use sstep::{Budget, ByteSize, DType, Strategy};
+use sstep::{Budget, ByteSize, DType, Error, Strategy};
 
 /// Options of a built-in network.
 #[derive(Clone, Debug, Args)]
@@ -101,7 +101,7 @@ pub struct MemoryArgs {
     /// Device memory that a step may use, parameters and optimiser state
     /// included.
     #[arg(long, value_name = "BYTES")]
-    budget: ByteSize,
+    budget: Option<ByteSize>,
     /// Host memory for tensors moved off the device; 0 forbids it.
     #[arg(long, value_name = "BYTES", default_value = "0")]
     host: ByteSize,
@@ -113,10 +113,19 @@ pub struct MemoryArgs {
 
 impl MemoryArgs {
     /// As the planner takes it.
-    pub fn budget(&self) -> Budget {
-        Budget {
-            device_bytes: self.budget.0,
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if no device budget was given.
+    pub fn budget(&self) -> Result<Budget, Error> {
+        let Some(budget) = self.budget else {
+            let reason = "give the memory that a step may use, for example --budget 512MiB";
+            return Err(Error::Usage {
+                reason: reason.to_owned(),
+            });
+        };
+        Ok(Budget {
+            device_bytes: budget.0,
             host_bytes: self.host.0,
-        }
+        })
     }
 }

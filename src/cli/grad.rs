@@ -12,8 +12,8 @@ use sstep::nn::{self, Init, init_values, inits_of};
 use sstep::params::{self, Element, TensorFile, Tensors};
 use sstep::source::ArraySource;
 use sstep::{
-    DType, Error, Feed, Feeds, Op, Program, REPORT_HEADING, Report, Session, SessionOptions,
-    StepHow, Tape, differentiate, reference,
+    DType, Error, Feed, Feeds, Op, Program, REPORT_HEADING, Report, Session, SessionOptions, Tape,
+    differentiate, reference,
 };
 
 use super::args::{MemoryArgs, ModelArgs, SizeArgs};
@@ -27,6 +27,7 @@ use super::progress::{Bar, spin};
 /// network by name. Parameters that the file lacks are drawn from the seed. See
 /// docs/tape.md for the text form of a network and the names.
 #[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
 pub struct Args {
     /// A network as text: see docs/tape.md. Or name a built-in one by --model
     /// and --size; its inputs are `image` and `labels`.
@@ -228,7 +229,7 @@ fn planned<T: Element>(
     let options = SessionOptions {
         strategy: args.memory.strategy,
         seed: args.seed,
-        ..SessionOptions::new(args.memory.budget())
+        ..SessionOptions::new(args.memory.budget()?)
     };
     let mut session = Session::<T>::from_tape(tape, options)?;
     let plan = spin("planning", args.json, || session.plan(&[]))?;
@@ -239,7 +240,6 @@ fn planned<T: Element>(
     let step = session.run(&[], &feeds, 0.0, &mut |progress| bar.at(0, progress));
     bar.finish();
     let step = step?;
-    debug_assert_eq!(StepHow::default().update, None);
     Ok((
         step.report.outputs,
         Report::new(&plan, &step.report.measured),

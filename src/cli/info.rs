@@ -11,6 +11,7 @@ use sstep::{ByteSize, Error};
 /// Reads tiled (pyramidal) TIFF and SVS files compressed with JPEG, LZW, deflate
 /// or not at all.
 #[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
 pub struct Args {
     /// Slide file.
     slide: PathBuf,

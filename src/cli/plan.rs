@@ -19,7 +19,7 @@ use super::progress::spin;
 ///
 ///   sstep plan --model resnet34 --size 65536x65536 --budget 8GiB --host 64GiB
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, args_override_self = true)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     .rule()?;
     let options = SessionOptions {
-        budget: args.memory.budget(),
+        budget: args.memory.budget()?,
         strategy: args.memory.strategy,
         machine: Machine::default(),
         seed: 0,
@@ -118,10 +118,8 @@ pub fn read_tape(path: &Path) -> Result<Tape, Error> {
         what: "reading",
         reason: error.to_string(),
     })?;
-    // TEMPORARY until the text form lands.
-    let _ = text;
-    Err(Error::File {
+    Tape::parse(&text).map_err(|error| Error::File {
         path: path.to_path_buf(),
-        reason: "text form missing".to_string(),
+        reason: error.to_string(),
     })
 }

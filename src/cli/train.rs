@@ -37,7 +37,7 @@ const MODEL: &str = "model.safetensors";
 /// per line. With --out, a checkpoint is kept in that folder, and the final
 /// parameters are written as model.safetensors.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, args_override_self = true)]
 pub struct Args {
     /// Configuration file.
     config: Option<PathBuf>,

@@ -4,12 +4,14 @@
 //! node `conv1`, so that plans read like the network's source and weights of
 //! the same network elsewhere fit by name.
 
+use std::collections::BTreeMap;
+
 use sstep_autodiff::{
     Attention, ConvSpec, DType, NodeId, PoolSpec, Tape, TapeError, Ty, UpsampleMode,
 };
 
 use super::Net;
-use super::init::inits_of;
+use super::init::{Init, inits_of};
 use super::spec::{Head, ModelSpec, Norm};
 use crate::error::Error;
 
@@ -29,6 +31,8 @@ pub(super) struct Layers<'a> {
     spec: &'a ModelSpec,
     norm: Norm,
     n_spatial: usize,
+    /// Starts other than a parameter's use suggests.
+    inits: BTreeMap<String, Init>,
 }
 
 impl<'a> Layers<'a> {
@@ -42,6 +46,7 @@ impl<'a> Layers<'a> {
             spec,
             norm,
             n_spatial,
+            inits: BTreeMap::new(),
         })
     }
 
@@ -208,14 +213,24 @@ impl<'a> Layers<'a> {
                 let channels = self.ty(x).shape.channels();
                 let hidden = channels.min(ATTENTION_WIDTH);
                 let wide = self.kernel(hidden, channels, 1);
+                // V and U are linear layers over channels, and started as such.
+                // The vector w starts of order one (Kaiming), so that attention is
+                // selective from the first step: pooling that starts as a mean over
+                // millions of positions hardly tells two slides apart.
+                for layer in ["v", "u"] {
+                    let bound = 1.0 / (channels as f64).sqrt();
+                    for part in ["weight", "bias"] {
+                        let name = format!("attention.{layer}.{part}");
+                        self.inits.insert(name, Init::Uniform { bound });
+                    }
+                }
+                let narrow = self.kernel(1, hidden, 1);
                 let attention = Attention {
                     v: self.tape.param("attention.v.weight", &wide)?,
                     v_bias: Some(self.bias("attention.v", hidden)?),
                     u: self.tape.param("attention.u.weight", &wide)?,
                     u_bias: Some(self.bias("attention.u", hidden)?),
-                    w: self
-                        .tape
-                        .param("attention.w.weight", &self.kernel(1, hidden, 1))?,
+                    w: self.tape.param("attention.w.weight", &narrow)?,
                 };
                 self.tape.attention_pool(x, attention)?
             }
@@ -241,12 +256,18 @@ impl<'a> Layers<'a> {
         self.named(loss, "loss")?;
         self.tape.output(loss);
         debug_assert!(matches!(self.tape.dtype(), DType::F32 | DType::F64));
+        let mut inits = inits_of(&self.tape);
+        for (name, init) in self.inits {
+            if let Some(slot) = inits.get_mut(&name) {
+                *slot = init;
+            }
+        }
         Ok(Net {
             loss,
             logits,
             image: "image".to_owned(),
             labels: "labels".to_owned(),
-            inits: inits_of(&self.tape),
+            inits,
             tape: self.tape,
         })
     }

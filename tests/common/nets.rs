@@ -1,24 +1,12 @@
-//! Random networks, and holding a plan against the untiled reference.
-
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! Random networks: small numbers that shrink well, turned into tapes.
 
 use proptest::prelude::*;
 use sstep_autodiff::{
-    Attention, ConvSpec, DType, NodeId, Op, PoolSpec, Shape, Tape, TapeError, UpsampleMode,
-    backward,
+    Attention, ConvSpec, DType, NodeId, PoolSpec, Shape, Tape, TapeError,
+    UpsampleMode,
 };
-use sstep_executor::source::ArraySource;
-use sstep_executor::{Executor, Feed, Feeds, Measured, StepHow, Tensor, reference};
-use sstep_kernels::Real;
-use sstep_planner::{Plan, Program, StepSpec};
 
-/// How many cases a property runs: `SSTEP_CASES`, or the default given.
-pub fn cases(default: u32) -> u32 {
-    std::env::var("SSTEP_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
+use super::Net;
 
 /// A network, described by small numbers that shrink well.
 #[derive(Clone, Debug)]
@@ -34,12 +22,12 @@ pub struct NetSpec {
 
 pub fn net_specs() -> impl Strategy<Value = NetSpec> {
     let spatial = prop_oneof![
-        1 => prop::collection::vec(9usize..40, 1),
-        4 => prop::collection::vec(7usize..24, 2),
-        2 => prop::collection::vec(4usize..10, 3),
+        1 => prop::collection::vec(9usize..48, 1),
+        4 => prop::collection::vec(7usize..28, 2),
+        2 => prop::collection::vec(4usize..11, 3),
     ];
     let layers = prop::collection::vec((0u8..26, 0u8..=255, 0u8..=255), 1..9);
-    (1usize..3, 1usize..4, spatial, layers, 0u8..8, any::<u64>()).prop_map(
+    (1usize..4, 1usize..4, spatial, layers, 0u8..8, any::<u64>()).prop_map(
         |(batch, channels, spatial, layers, head, seed)| NetSpec {
             batch,
             channels,
@@ -49,31 +37,6 @@ pub fn net_specs() -> impl Strategy<Value = NetSpec> {
             seed,
         },
     )
-}
-
-/// A small deterministic generator: splitmix64 (Steele et al., 2014).
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `[-1, 1)`.
-    pub fn unit(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    }
-}
-
-/// A net with its loss and gradients on one tape.
-pub struct Net {
-    pub tape: Tape,
-    pub loss: NodeId,
-    pub spec: StepSpec,
 }
 
 struct Builder {
@@ -133,9 +96,13 @@ impl Builder {
                     spec.pad_lo[i] = (a >> i) % 3;
                     spec.pad_hi[i] = (b >> i) % 3;
                 }
-                let depthwise = kind == 4;
-                spec.groups = if depthwise { c } else { 1 };
-                let out = if depthwise { c } else { 1 + (a + b) % 4 };
+                let each = if kind == 4 { 1 + a % 2 } else { 1 + (a + b) % 4 };
+                spec.groups = match kind {
+                    4 => c,
+                    3 if c % 2 == 0 => 2,
+                    _ => 1,
+                };
+                let out = if spec.groups > 1 { spec.groups * each.min(2) } else { each };
                 let w = self.kernel(out, c / spec.groups, &k)?;
                 let bias = if b % 3 == 0 { Some(self.param(&[out])?) } else { None };
                 self.tape.conv(x, w, bias, spec)
@@ -145,10 +112,18 @@ impl Builder {
                 let out = 1 + b % 3;
                 let w = self.kernel(c, out, &k)?;
                 let bias = if b % 2 == 0 { Some(self.param(&[out])?) } else { None };
-                self.tape.conv_transpose(x, w, bias, ConvSpec::padded(0).strided(1 + a % 2))
+                let mut spec = ConvSpec::default().strided(1 + a % 2);
+                for i in 0..nd {
+                    spec.dilation[i] = 1 + (b >> (i + 1)) % 2;
+                    spec.pad_lo[i] = usize::from(k[i] > 1 && (b >> (i + 4)) % 2 == 1);
+                    spec.pad_hi[i] = usize::from(k[i] > 2 && (a >> (i + 4)) % 2 == 1);
+                }
+                self.tape.conv_transpose(x, w, bias, spec)
             }
             6 | 7 => {
-                let pool = PoolSpec::new(2 + a % 2).strided(1 + b % 3).padded((a / 2) % 2);
+                let mut pool = PoolSpec::new(2 + a % 2).strided(1 + b % 4).padded((a / 2) % 2);
+                pool.pad_hi[0] += usize::from(pool.pad_lo[0] == 0 && a > 200);
+                pool.count_pad = b > 127;
                 if kind == 6 { self.tape.max_pool(x, pool) } else { self.tape.avg_pool(x, pool) }
             }
             8 => self.tape.relu(x),
@@ -271,28 +246,28 @@ impl Builder {
                 let w = self.param(&[3, f])?;
                 let bias = self.param(&[3])?;
                 let logits = self.tape.linear(pooled, w, Some(bias))?;
-                let labels = self.tape.input("label.class3", &[n, 1])?;
+                let labels = self.tape.input("labels", &[n, 1])?;
                 self.tape.cross_entropy(logits, labels)
             }
             4 => {
                 let mut dims = shape.with_channels(1).dims().to_vec();
                 let logits = self.conv1(x, 3)?;
                 dims[1] = 1;
-                let labels = self.tape.input("label.class3", &dims)?;
+                let labels = self.tape.input("labels", &dims)?;
                 self.tape.cross_entropy(logits, labels)
             }
             5 => {
                 let logits = self.conv1(x, 2)?;
                 let p = self.tape.softmax(logits)?;
-                let t = self.tape.input("label.unit", self.tape.ty(p).shape.dims())?;
+                let t = self.tape.input("target", self.tape.ty(p).shape.dims())?;
                 self.tape.soft_dice(p, t, 1.0)
             }
             6 => {
-                let t = self.tape.input("label.unit", shape.dims())?;
+                let t = self.tape.input("target", shape.dims())?;
                 self.tape.bce(x, t)
             }
             _ => {
-                let t = self.tape.input("label.unit", shape.dims())?;
+                let t = self.tape.input("target", shape.dims())?;
                 self.tape.mse(x, t)
             }
         }
@@ -319,101 +294,5 @@ pub fn build(spec: &NetSpec, dtype: DType, image_grad: bool) -> Net {
         }
     }
     let loss = b.head(spec.head, x).expect("a head fits every map");
-    finish(b.tape, loss)
-}
-
-/// Appends gradients and asks for all of them.
-pub fn finish(mut tape: Tape, loss: NodeId) -> Net {
-    let grads = backward(&mut tape, loss).expect("differentiable");
-    let mut spec = StepSpec { outputs: vec![loss], ..StepSpec::default() };
-    spec.outputs.extend(grads.iter().map(|(_, g)| g));
-    Net { tape, loss, spec }
-}
-
-/// Random values for every leaf of a tape.
-pub fn leaves<T: Real>(tape: &Tape, seed: u64) -> BTreeMap<String, Tensor<T>> {
-    let mut rng = Rng(seed);
-    let mut out = BTreeMap::new();
-    for &id in tape.order() {
-        let node = tape.node(id);
-        if !matches!(node.op, Op::Input { .. } | Op::Param { .. }) {
-            continue;
-        }
-        let n = node.ty.shape.elems();
-        let fan: usize = node.ty.shape.dims().iter().skip(1).product();
-        let scale = if node.name.starts_with('p') { (1.5 / fan as f64).sqrt() } else { 1.0 };
-        let data = (0..n)
-            .map(|_| {
-                let u = rng.unit();
-                T::from_f64(match node.name.as_str() {
-                    "label.class3" => ((u + 1.0) * 1.5).floor().clamp(0.0, 2.0),
-                    "label.unit" => (u + 1.0) / 2.0,
-                    name if name.starts_with('v') => 1.0 + 0.5 * u,
-                    _ => u * scale + if node.ty.shape.rank() == 1 { 0.5 } else { 0.0 },
-                })
-            })
-            .collect();
-        out.insert(node.name.clone(), Tensor::new(node.ty.shape, data));
-    }
-    out
-}
-
-pub const HOW: StepHow = StepHow { step: 3, seed: 7, update: None };
-
-/// Carries a plan out on the given leaves.
-pub fn execute<T: Real>(
-    plan: Plan,
-    leaves: &BTreeMap<String, Tensor<T>>,
-) -> (BTreeMap<String, Tensor<T>>, Measured) {
-    let inputs: Vec<(String, bool)> = (plan.program.nodes.iter())
-        .filter(|n| matches!(n.op, Op::Input { .. }))
-        .map(|n| (n.name.clone(), n.ty.is_map()))
-        .collect();
-    let mut executor = Executor::<T>::new(plan).expect("an arena");
-    for (name, _) in executor.params() {
-        executor.set_param(&name, &leaves[&name].data).expect("a parameter");
-    }
-    let mut feeds = Feeds::new();
-    for (name, is_map) in inputs {
-        let t = &leaves[&name];
-        let feed = if is_map {
-            Feed::Source(Arc::new(ArraySource::new(t.shape, t.data.clone()).expect("an array")))
-        } else {
-            Feed::Flat(t.data.clone())
-        };
-        feeds.insert(name, feed);
-    }
-    let report = executor.step(&feeds, &HOW, &mut |_| {}).expect("a step");
-    (report.outputs, report.measured)
-}
-
-/// Runs the untiled reference of a net.
-pub fn oracle<T: Real>(
-    net: &Net,
-    leaves: &BTreeMap<String, Tensor<T>>,
-) -> BTreeMap<String, Tensor<T>> {
-    let program = Program::new(&net.tape, &net.spec).expect("a program");
-    reference(&program, leaves, HOW.step, HOW.seed).expect("a reference")
-}
-
-/// Largest difference, relative to the largest element of the reference tensor
-/// (or to a thousandth of the largest gradient, where the true one vanishes).
-pub fn worst<T: Real>(
-    got: &BTreeMap<String, Tensor<T>>,
-    want: &BTreeMap<String, Tensor<T>>,
-) -> (f64, String) {
-    let largest = |t: &Tensor<T>| t.data.iter().map(|v| v.to_f64().abs()).fold(0.0, f64::max);
-    let floor = 1e-3 * want.values().map(largest).fold(0.0, f64::max);
-    let mut bad = (0.0, String::new());
-    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
-    for (name, w) in want {
-        let scale = largest(w).max(floor).max(1e-30);
-        for (a, b) in got[name].data.iter().zip(&w.data) {
-            let e = (a.to_f64() - b.to_f64()).abs() / scale;
-            if e > bad.0 || e.is_nan() {
-                bad = (if e.is_nan() { f64::INFINITY } else { e }, name.clone());
-            }
-        }
-    }
-    bad
+    Net::new(b.tape, loss)
 }

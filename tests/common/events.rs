@@ -1,0 +1,243 @@
+//! When each buffer of a plan is read and written: a second opinion on
+//! lifetimes, from the instructions alone.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use sstep_planner::{At, BufferIx, Home, Instr, NodeIx, Plan, Value};
+
+/// Reads and writes of one buffer as instruction numbers, ascending. The state
+/// before the first instruction is number 0, the end comes after the last.
+#[derive(Clone, Debug, Default)]
+struct Uses {
+    reads: Vec<u64>,
+    writes: Vec<u64>,
+}
+
+/// All uses of all buffers, and of host tensors.
+pub struct Events {
+    uses: Vec<Uses>,
+    /// First store and release of each host tensor.
+    host: Vec<(Option<u64>, u64)>,
+}
+
+impl Events {
+    pub fn new(plan: &Plan) -> Events {
+        let mut walk = Walk {
+            plan,
+            uses: vec![Uses::default(); plan.buffers.len()],
+            host: vec![(None, u64::MAX); plan.host.len()],
+            now: 0,
+            stage: None,
+            values: HashMap::new(),
+        };
+        walk.start();
+        let _ = plan.instructions(|instr| {
+            walk.now += 1;
+            walk.step(&instr);
+            ControlFlow::<()>::Continue(())
+        });
+        walk.now += 1;
+        walk.end();
+        Events { uses: walk.uses, host: walk.host }
+    }
+
+    /// Whether the buffer is ever written, other than before the first
+    /// instruction, or read.
+    pub fn is_used(&self, b: BufferIx) -> bool {
+        let uses = &self.uses[b.0 as usize];
+        !uses.reads.is_empty() || uses.writes.iter().any(|&w| w > 0)
+    }
+
+    /// Whether sharing bytes loses a value: something is written to `b` while
+    /// `a` holds what will still be read, or by what reads it.
+    pub fn clobbers(&self, a: BufferIx, b: BufferIx) -> bool {
+        let (a, b) = (&self.uses[a.0 as usize], &self.uses[b.0 as usize]);
+        a.reads.iter().any(|&read| {
+            let before = a.writes.partition_point(|&w| w < read);
+            let Some(&written) = before.checked_sub(1).and_then(|i| a.writes.get(i)) else {
+                return false;
+            };
+            let next = b.writes.partition_point(|&w| w < written);
+            b.writes.get(next).is_some_and(|&w| w <= read)
+        })
+    }
+
+    /// Most host bytes held at once.
+    pub fn host_peak_bytes(&self, plan: &Plan) -> u64 {
+        let from = self.host.iter().filter_map(|(from, _)| *from);
+        let held = |now: u64| {
+            let held = self.host.iter().zip(&plan.host);
+            let held = held.filter(|((from, to), _)| from.is_some_and(|f| f <= now) && now < *to);
+            held.map(|(_, h)| h.bytes).sum()
+        };
+        from.map(held).max().unwrap_or(0)
+    }
+}
+
+struct Walk<'a> {
+    plan: &'a Plan,
+    uses: Vec<Uses>,
+    host: Vec<(Option<u64>, u64)>,
+    now: u64,
+    stage: Option<u32>,
+    /// Buffer of each node in the running stage.
+    values: HashMap<NodeIx, BufferIx>,
+}
+
+impl Walk<'_> {
+    fn read(&mut self, b: BufferIx) {
+        self.uses[b.0 as usize].reads.push(self.now);
+    }
+
+    fn write(&mut self, b: BufferIx) {
+        self.uses[b.0 as usize].writes.push(self.now);
+    }
+
+    /// Adds to what is there.
+    fn extend(&mut self, b: BufferIx) {
+        if self.uses[b.0 as usize].writes.iter().any(|&w| w > 0) {
+            self.read(b);
+        }
+        self.write(b);
+    }
+
+    fn start(&mut self) {
+        let plan = self.plan;
+        for n in self.leaves() {
+            self.write(self.flat(n));
+        }
+        for &b in plan.states.iter().flatten() {
+            self.write(b);
+        }
+    }
+
+    /// Outputs are handed back; leaves and optimiser state serve the next step.
+    fn end(&mut self) {
+        let plan = self.plan;
+        let outputs = plan.program.outputs.iter().copied();
+        let flat = outputs.filter(|&o| !plan.program.node(o).ty.is_map());
+        for n in self.leaves().into_iter().chain(flat) {
+            self.read(self.flat(n));
+        }
+        for &b in plan.states.iter().flatten() {
+            self.read(b);
+        }
+        for (_, home) in &plan.map_outputs {
+            if let Home::Device(b) = home {
+                self.read(*b);
+            }
+        }
+    }
+
+    fn leaves(&self) -> Vec<NodeIx> {
+        let program = &self.plan.program;
+        let flat = |n: &NodeIx| program.node(*n).op.is_leaf() && !program.node(*n).ty.is_map();
+        program.indices().filter(flat).collect()
+    }
+
+    fn flat(&self, n: NodeIx) -> BufferIx {
+        self.plan.flat_home[n.ix()].expect("a flat tensor has a buffer")
+    }
+
+    fn own(&mut self, at: At) -> BufferIx {
+        let items = &self.plan.stages[at.stage as usize].items;
+        if self.stage != Some(at.stage) {
+            self.stage = Some(at.stage);
+            self.values = items.iter().map(|i| (i.node, buffer_of(&i.value))).collect();
+        }
+        buffer_of(&items[at.item as usize].value)
+    }
+
+    fn inputs(&mut self, at: At) {
+        self.own(at);
+        let n = self.plan.stages[at.stage as usize].items[at.item as usize].node;
+        for &input in &self.plan.program.node(n).inputs {
+            if self.plan.program.node(input).ty.is_map() {
+                self.read(self.values[&input]);
+            } else {
+                self.read(self.flat(input));
+            }
+        }
+    }
+
+    fn scratch(&mut self) {
+        if let Some(b) = self.plan.workspace {
+            self.write(b);
+        }
+    }
+
+    fn step(&mut self, instr: &Instr) {
+        let plan = self.plan;
+        let item = |at: At| &plan.stages[at.stage as usize].items[at.item as usize];
+        match *instr {
+            Instr::Begin { at } => {
+                let own = self.own(at);
+                self.write(item(at).accumulator.unwrap_or(own));
+            }
+            Instr::Slide { at, .. } => {
+                let own = self.own(at);
+                self.read(own);
+                self.write(own);
+            }
+            Instr::Fetch { at, region, present } | Instr::Compute { at, region, present } => {
+                if matches!(instr, Instr::Compute { .. }) {
+                    self.inputs(at);
+                    self.scratch();
+                }
+                let own = self.own(at);
+                let whole = matches!(item(at).value, Value::Whole(_));
+                if whole || region != present {
+                    self.extend(own);
+                } else {
+                    self.write(own);
+                }
+            }
+            Instr::Store { at, home, .. } => {
+                let own = self.own(at);
+                self.read(own);
+                match home {
+                    Home::Device(b) => self.extend(b),
+                    Home::Host(h) => {
+                        self.host[h.0 as usize].0.get_or_insert(self.now);
+                    }
+                    Home::Source => {}
+                }
+            }
+            Instr::Accumulate { at, .. } => {
+                self.inputs(at);
+                self.scratch();
+                let own = self.own(at);
+                self.extend(item(at).accumulator.unwrap_or(own));
+            }
+            Instr::Finish { at } => {
+                let own = self.own(at);
+                self.read(item(at).accumulator.unwrap_or(own));
+                self.write(own);
+            }
+            Instr::Flat { at } => {
+                self.inputs(at);
+                self.scratch();
+                let own = self.own(at);
+                self.write(own);
+            }
+            Instr::Release { tensor } => self.host[tensor.0 as usize].1 = self.now,
+            Instr::Update { update } => {
+                let u = plan.program.updates[update as usize];
+                self.read(self.flat(u.grad));
+                let param = self.flat(u.param);
+                for &b in [param].iter().chain(&plan.states[update as usize]) {
+                    self.extend(b);
+                }
+            }
+        }
+    }
+}
+
+/// Where a value is.
+pub fn buffer_of(value: &Value) -> BufferIx {
+    match *value {
+        Value::Window { buffer, .. } => buffer,
+        Value::Whole(b) | Value::Flat(b) => b,
+    }
+}

@@ -1,0 +1,225 @@
+//! Holding a plan against the untiled reference, on any tape.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+pub mod events;
+pub mod nets;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sstep_autodiff::{NodeId, Op, Tape, backward};
+use sstep_executor::source::ArraySource;
+use sstep_executor::{Executor, Feed, Feeds, Measured, StepHow, Tensor, reference};
+use sstep_kernels::Real;
+use sstep_planner::{Budget, Machine, Plan, PlanError, Program, StepSpec, Strategy, plan};
+
+/// Tensors by name.
+pub type Tensors<T> = BTreeMap<String, Tensor<T>>;
+
+/// Host memory that never runs out.
+pub const AMPLE: u64 = 1 << 40;
+
+/// How many cases a property runs: `SSTEP_CASES`, or the default given.
+pub fn cases(default: u32) -> u32 {
+    std::env::var("SSTEP_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// A small deterministic generator: splitmix64 (Steele et al., 2014).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`, which is not 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// Uniform in `[-1, 1)`.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+}
+
+/// A net with its loss and gradients on one tape.
+pub struct Net {
+    pub tape: Tape,
+    pub loss: NodeId,
+    pub spec: StepSpec,
+}
+
+impl Net {
+    /// Appends gradients and asks for all of them.
+    pub fn new(mut tape: Tape, loss: NodeId) -> Net {
+        let grads = backward(&mut tape, loss).expect("differentiable");
+        let mut spec = StepSpec { outputs: vec![loss], ..StepSpec::default() };
+        spec.outputs.extend(grads.iter().map(|(_, g)| g));
+        Net { tape, loss, spec }
+    }
+
+    /// A net from the text form without its header. The last line defines the
+    /// loss; if that is no single number, the mean squared difference of it and
+    /// an input `target` is taken.
+    pub fn parse(dtype: &str, text: &str) -> Net {
+        let mut tape = Tape::parse(&format!("tape v1 {dtype}\n{text}")).expect(text);
+        let mut loss = *tape.order().last().expect("a tape with lines");
+        let shape = tape.ty(loss).shape;
+        if shape.elems() != 1 || tape.ty(loss).is_map() {
+            let target = tape.input("target", shape.dims()).unwrap();
+            loss = tape.mse(loss, target).expect(text);
+        }
+        Net::new(tape, loss)
+    }
+
+    /// The same with another node handed back.
+    pub fn and(mut self, name: &str) -> Net {
+        self.spec.outputs.push(self.tape.by_name(name).expect(name));
+        self
+    }
+
+    pub fn plan(&self, budget: Budget, strategy: Strategy) -> Result<Plan, PlanError> {
+        plan(&self.tape, &self.spec, &Machine::cpu_default(), budget, strategy)
+    }
+
+    /// The smallest device cap found, `None` if the host is too small for any.
+    pub fn least(&self, host_bytes: u64, strategy: Strategy) -> Option<u64> {
+        match self.plan(Budget { device_bytes: 1, host_bytes }, strategy) {
+            Err(PlanError::Infeasible { smallest_bytes, .. }) => Some(smallest_bytes),
+            Err(PlanError::HostTooSmall { .. }) if host_bytes < AMPLE => None,
+            other => panic!("{strategy}: a cap of one byte gave {other:?}"),
+        }
+    }
+
+    /// The program that the reference runs: as on the tape, not rewritten.
+    pub fn program(&self) -> Program {
+        Program::new(&self.tape, &self.spec).expect("a program")
+    }
+
+    /// Bytes of all tensors together: no plan needs more.
+    pub fn all_bytes(&self) -> u64 {
+        let each = self.program().nodes.into_iter().map(|n| n.ty.bytes().next_multiple_of(64));
+        each.sum::<u64>() * 2
+    }
+}
+
+/// Random values for every leaf of a tape, told by name: `labels` are classes
+/// below 3, a `target` lies in `[0, 1]`, a frozen parameter `v…` is a variance;
+/// weights are scaled so that values neither grow nor vanish from layer to layer.
+pub fn leaves<T: Real>(tape: &Tape, seed: u64) -> Tensors<T> {
+    let mut rng = Rng(seed);
+    let mut out = BTreeMap::new();
+    for &id in tape.order() {
+        let node = tape.node(id);
+        let is_param = match node.op {
+            Op::Input { .. } => false,
+            Op::Param { .. } => true,
+            _ => continue,
+        };
+        let n = node.ty.shape.elems();
+        let fan: usize = node.ty.shape.dims().iter().skip(1).product();
+        let is_vector = node.ty.shape.rank() == 1;
+        let value = |u: f64| match node.name.as_str() {
+            "labels" => ((u + 1.0) * 1.5).floor().clamp(0.0, 2.0),
+            "target" => (u + 1.0) / 2.0,
+            name if is_param && name.starts_with('v') && is_vector => 1.0 + 0.5 * u,
+            _ if is_param && is_vector => u + 0.5,
+            _ if is_param => u * (1.5 / fan as f64).sqrt(),
+            _ => u,
+        };
+        let data = (0..n).map(|_| T::from_f64(value(rng.unit()))).collect();
+        out.insert(node.name.clone(), Tensor::new(node.ty.shape, data));
+    }
+    out
+}
+
+/// The same tensors in another precision.
+pub fn cast<T: Real, U: Real>(tensors: &Tensors<T>) -> Tensors<U> {
+    let one = |t: &Tensor<T>| {
+        Tensor::new(t.shape, t.data.iter().map(|v| U::from_f64(v.to_f64())).collect())
+    };
+    tensors.iter().map(|(name, t)| (name.clone(), one(t))).collect()
+}
+
+pub const HOW: StepHow = StepHow { step: 3, seed: 7, update: None };
+
+/// An executor with its parameters set, and feeds for all inputs.
+pub fn ready<T: Real>(plan: Plan, leaves: &Tensors<T>) -> (Executor<T>, Feeds<T>) {
+    let inputs: Vec<(String, bool)> = (plan.program.nodes.iter())
+        .filter(|n| matches!(n.op, Op::Input { .. }))
+        .map(|n| (n.name.clone(), n.ty.is_map()))
+        .collect();
+    let mut executor = Executor::<T>::new(plan).expect("an arena");
+    for (name, _) in executor.params() {
+        executor.set_param(&name, &leaves[&name].data).expect("a parameter");
+    }
+    let mut feeds = Feeds::new();
+    for (name, is_map) in inputs {
+        let t = &leaves[&name];
+        let feed = if is_map {
+            Feed::Source(Arc::new(ArraySource::new(t.shape, t.data.clone()).expect("an array")))
+        } else {
+            Feed::Flat(t.data.clone())
+        };
+        feeds.insert(name, feed);
+    }
+    (executor, feeds)
+}
+
+/// Carries a plan out on the given leaves.
+pub fn execute<T: Real>(plan: Plan, leaves: &Tensors<T>) -> (Tensors<T>, Measured) {
+    let (mut executor, feeds) = ready(plan, leaves);
+    let report = executor.step(&feeds, &HOW, &mut |_| {}).expect("a step");
+    (report.outputs, report.measured)
+}
+
+/// Carries a plan out and holds what it took against what was promised.
+pub fn execute_as_promised<T: Real>(plan: Plan, leaves: &Tensors<T>) -> Tensors<T> {
+    let (promised, cap) = (plan.predicted, plan.budget);
+    assert!(promised.peak_bytes <= cap.device_bytes);
+    assert!(promised.host_peak_bytes <= cap.host_bytes);
+    let (outputs, measured) = execute(plan, leaves);
+    assert!(measured.peak_bytes <= promised.peak_bytes);
+    assert!(measured.host_peak_bytes <= promised.host_peak_bytes);
+    assert_eq!(measured.h2d_bytes, promised.h2d_bytes);
+    assert_eq!(measured.d2h_bytes, promised.d2h_bytes);
+    assert_eq!(measured.source_bytes, promised.source_bytes);
+    outputs
+}
+
+/// Runs the untiled reference of a net.
+pub fn oracle<T: Real>(net: &Net, leaves: &Tensors<T>) -> Tensors<T> {
+    reference(&net.program(), leaves, HOW.step, HOW.seed).expect("a reference")
+}
+
+/// Largest difference of each tensor, relative to the largest element of the
+/// reference tensor (or to a thousandth of the largest gradient, where the true
+/// one vanishes).
+pub fn differences<T: Real, U: Real>(got: &Tensors<T>, want: &Tensors<U>) -> BTreeMap<String, f64> {
+    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
+    let largest = |t: &Tensor<U>| t.data.iter().map(|v| v.to_f64().abs()).fold(0.0, f64::max);
+    let floor = 1e-3 * want.values().map(largest).fold(0.0, f64::max);
+    let one = |(name, w): (&String, &Tensor<U>)| {
+        let scale = largest(w).max(floor).max(1e-30);
+        let mut worst = 0.0f64;
+        for (a, b) in got[name].data.iter().zip(&w.data) {
+            let e = (a.to_f64() - b.to_f64()).abs() / scale;
+            worst = if e.is_nan() { f64::INFINITY } else { worst.max(e) };
+        }
+        (name.clone(), worst)
+    };
+    want.iter().map(one).collect()
+}
+
+/// The largest of [`differences`], and where.
+pub fn worst<T: Real>(got: &Tensors<T>, want: &Tensors<T>) -> (f64, String) {
+    let all = differences(got, want).into_iter().map(|(name, e)| (e, name));
+    all.max_by(|a, b| a.0.total_cmp(&b.0)).expect("an output")
+}
