@@ -15,11 +15,12 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use sstep::data::{SlideView, Slides};
 use sstep::nn::{Head, ModelSpec, Norm};
+use sstep::optim::UpdateRule;
 use sstep::slide::{ComposeSpec, Control, PatternSpec, compose};
 use sstep::source::SlideFile;
 use sstep::{
     Budget, ByteSize, Error, REPORT_HEADING, Report, Session, SessionOptions, TrainEvent,
-    TrainOptions, TrainStep, Trainer, optim,
+    TrainOptions, TrainStep, Trainer,
 };
 
 /// Train a small ResNet on slides larger than its memory cap.
@@ -112,7 +113,14 @@ fn run(args: &Args) -> Result<(), Error> {
         seed: args.seed,
         ..SessionOptions::new(budget)
     };
-    let session = Session::<f32>::new(model, options.training(optim::adamw()))?;
+    // A run of a few steps wants an optimiser that forgets soon.
+    let rule = UpdateRule::AdamW {
+        beta1: 0.5,
+        beta2: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.01,
+    };
+    let session = Session::<f32>::new(model, options.training(rule))?;
     let options = TrainOptions {
         seed: args.seed,
         ..TrainOptions::new(steps, args.lr)

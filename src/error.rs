@@ -176,7 +176,11 @@ impl Error {
     /// was wrong, 3 if no plan fits the budget.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Plan(PlanError::Infeasible { .. } | PlanError::HostTooSmall { .. } | PlanError::GaveUp { .. }) => 3,
+            Error::Plan(
+                PlanError::Infeasible { .. }
+                | PlanError::HostTooSmall { .. }
+                | PlanError::GaveUp { .. },
+            ) => 3,
             Error::Plan(PlanError::Solver { .. } | PlanError::Rejected(_)) => 1,
             Error::Plan(
                 PlanError::BadSize { .. }

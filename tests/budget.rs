@@ -70,9 +70,16 @@ fn each(mut check: impl FnMut(&Net, Strategy, u64)) {
 #[test]
 fn the_smallest_cap_named_is_one_that_succeeds() {
     each(|net, strategy, host_bytes| {
-        let tiny = Budget { device_bytes: 1, host_bytes };
+        let tiny = Budget {
+            device_bytes: 1,
+            host_bytes,
+        };
         let (smallest, forcing) = match net.plan(tiny, strategy) {
-            Err(PlanError::Infeasible { smallest_bytes, forcing, .. }) => (smallest_bytes, forcing),
+            Err(PlanError::Infeasible {
+                smallest_bytes,
+                forcing,
+                ..
+            }) => (smallest_bytes, forcing),
             Err(PlanError::HostTooSmall { .. }) if strategy == Strategy::OffloadAll => {
                 assert_eq!(host_bytes, 0);
                 return;
@@ -80,11 +87,23 @@ fn the_smallest_cap_named_is_one_that_succeeds() {
             other => panic!("one byte gave {other:?}"),
         };
         assert!(!forcing.is_empty() && forcing.iter().all(|b| b.bytes <= smallest));
-        let plan = net.plan(Budget { device_bytes: smallest, host_bytes }, strategy);
+        let plan = net.plan(
+            Budget {
+                device_bytes: smallest,
+                host_bytes,
+            },
+            strategy,
+        );
         let plan = plan.unwrap_or_else(|e| panic!("{e}"));
         assert!(plan.predicted.peak_bytes <= smallest);
         // A byte less is too little, and the same cap is named again.
-        match net.plan(Budget { device_bytes: smallest - 1, host_bytes }, strategy) {
+        match net.plan(
+            Budget {
+                device_bytes: smallest - 1,
+                host_bytes,
+            },
+            strategy,
+        ) {
             Err(e @ PlanError::Infeasible { smallest_bytes, .. }) => {
                 assert_eq!(smallest_bytes, smallest);
                 let text = e.to_string();
@@ -103,7 +122,13 @@ fn the_smallest_cap_named_is_one_that_succeeds() {
 fn nothing_fits_into_nothing() {
     let net = Net::parse("f32", NETS[0].1);
     for strategy in Strategy::ALL {
-        let plan = net.plan(Budget { device_bytes: 0, host_bytes: AMPLE }, strategy);
+        let plan = net.plan(
+            Budget {
+                device_bytes: 0,
+                host_bytes: AMPLE,
+            },
+            strategy,
+        );
         assert!(matches!(plan, Err(PlanError::ZeroBudget)));
     }
 }
@@ -120,7 +145,13 @@ fn no_cap_above_the_smallest_fails_and_none_is_passed() {
         let most = net.all_bytes();
         for k in 1..8 {
             let device_bytes = least + (most.saturating_sub(least)) * k * k / 64;
-            let plan = net.plan(Budget { device_bytes, host_bytes }, strategy);
+            let plan = net.plan(
+                Budget {
+                    device_bytes,
+                    host_bytes,
+                },
+                strategy,
+            );
             let plan = plan.unwrap_or_else(|e| panic!("{device_bytes}: {e}"));
             assert_eq!(plan.budget.device_bytes, device_bytes);
             let (error, name) = worst(&execute_as_promised(plan, &values), &want);
@@ -142,8 +173,15 @@ fn caps_below_the_largest_op_still_plan() {
          c = conv(b, w2) pad=1
          y = sum_map(c)",
     );
-    for strategy in [Strategy::Optimal, Strategy::RecomputeAll, Strategy::Streaming] {
-        let cap = Budget { device_bytes: 1 << 20, host_bytes: 0 };
+    for strategy in [
+        Strategy::Optimal,
+        Strategy::RecomputeAll,
+        Strategy::Streaming,
+    ] {
+        let cap = Budget {
+            device_bytes: 1 << 20,
+            host_bytes: 0,
+        };
         let plan = net.plan(cap, strategy).unwrap_or_else(|e| panic!("{e}"));
         assert!(plan.predicted.peak_bytes <= 1 << 20);
         assert!(plan.predicted.untiled_bytes > 6 << 20);
@@ -154,13 +192,20 @@ fn caps_below_the_largest_op_still_plan() {
 fn more_memory_is_never_slower() {
     for (name, text) in NETS {
         let net = Net::parse("f32", text);
-        let least = net.least(AMPLE, Strategy::Optimal).expect("the host is ample");
+        let least = net
+            .least(AMPLE, Strategy::Optimal)
+            .expect("the host is ample");
         let most = net.all_bytes();
         let mut before = f64::INFINITY;
         for k in 0..=8 {
             let device_bytes = least + most.saturating_sub(least) * k / 8;
-            let budget = Budget { device_bytes, host_bytes: AMPLE };
-            let plan = net.plan(budget, Strategy::Optimal).unwrap_or_else(|e| panic!("{e}"));
+            let budget = Budget {
+                device_bytes,
+                host_bytes: AMPLE,
+            };
+            let plan = net
+                .plan(budget, Strategy::Optimal)
+                .unwrap_or_else(|e| panic!("{e}"));
             let secs = plan.predicted.secs;
             // The solver stops within its gap of the best.
             assert!(
@@ -184,12 +229,18 @@ fn the_same_input_gives_the_same_plan_byte_for_byte() {
             let net = Net::parse("f32", text);
             let again = Net::parse("f32", text);
             let least = net.least(AMPLE, strategy).expect("the host is ample");
-            let budget = Budget { device_bytes: 2 * least, host_bytes: AMPLE };
+            let budget = Budget {
+                device_bytes: 2 * least,
+                host_bytes: AMPLE,
+            };
             let one = net.plan(budget, strategy).expect("a plan");
             let two = again.plan(budget, strategy).expect("a plan");
             assert!(bytes_of(&one) == bytes_of(&two), "{strategy}");
             let back: Plan = serde_json::from_slice(&bytes_of(&one)).expect("a plan");
-            assert!(bytes_of(&back) == bytes_of(&one), "{strategy}: not read back as written");
+            assert!(
+                bytes_of(&back) == bytes_of(&one),
+                "{strategy}: not read back as written"
+            );
         }
     }
 }
@@ -199,8 +250,17 @@ fn the_same_input_gives_the_same_plan_byte_for_byte() {
 #[test]
 fn another_process_makes_the_same_plan() {
     let net = Net::parse("f32", NETS[1].1);
-    let budget = Budget { device_bytes: 60_000, host_bytes: AMPLE };
-    let plan = plan(&net.tape, &net.spec, &Machine::cpu_default(), budget, Strategy::Optimal);
+    let budget = Budget {
+        device_bytes: 60_000,
+        host_bytes: AMPLE,
+    };
+    let plan = plan(
+        &net.tape,
+        &net.spec,
+        &Machine::cpu_default(),
+        budget,
+        Strategy::Optimal,
+    );
     let text = String::from_utf8(bytes_of(&plan.expect("a plan"))).expect("JSON is text");
     if std::env::var_os("SSTEP_PRINT_PLAN").is_some() {
         println!("{text}");
@@ -208,10 +268,17 @@ fn another_process_makes_the_same_plan() {
     }
     let this = std::env::current_exe().expect("a test binary");
     let run = Command::new(this)
-        .args(["--exact", "another_process_makes_the_same_plan", "--nocapture"])
+        .args([
+            "--exact",
+            "another_process_makes_the_same_plan",
+            "--nocapture",
+        ])
         .env("SSTEP_PRINT_PLAN", "1")
         .output()
         .expect("the test binary runs");
     let said = String::from_utf8_lossy(&run.stdout).into_owned();
-    assert!(said.contains(&text), "the plan differs from process to process");
+    assert!(
+        said.contains(&text),
+        "the plan differs from process to process"
+    );
 }

@@ -9,7 +9,10 @@ use std::process::{Command, Output};
 use sstep::params::{self, TensorFile, Tensors};
 use sstep::{Shape, Tensor};
 
-const SLIDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/CMU-1-Small-Region.svs");
+const SLIDE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/examples/data/CMU-1-Small-Region.svs"
+);
 
 /// A network as text: a convolution, its mean, a linear layer.
 const TAPE: &str = "tape v1 f32
@@ -69,12 +72,19 @@ impl Drop for Scratch {
 }
 
 fn sstep(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sstep")).args(args).output().expect("sstep runs")
+    Command::new(env!("CARGO_BIN_EXE_sstep"))
+        .args(args)
+        .output()
+        .expect("sstep runs")
 }
 
 /// Runs a command that must succeed; its standard output.
 fn answer(args: &[&str]) -> String {
-    let Output { status, stdout, stderr } = sstep(args);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = sstep(args);
     let stderr = String::from_utf8_lossy(&stderr);
     assert!(status.success(), "{args:?}: {status}\n{stderr}");
     String::from_utf8(stdout).expect("text")
@@ -82,8 +92,15 @@ fn answer(args: &[&str]) -> String {
 
 /// Runs a command that must fail so, with a message that has all of `names`.
 fn refuse(args: &[&str], code: i32, names: &[&str]) {
-    let Output { status, stdout, stderr } = sstep(args);
-    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = sstep(args);
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&stdout),
+        String::from_utf8_lossy(&stderr),
+    );
     assert_eq!(status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
     for name in names {
         assert!(stderr.contains(name), "{args:?}: no `{name}` in\n{stderr}");
@@ -93,8 +110,18 @@ fn refuse(args: &[&str], code: i32, names: &[&str]) {
 
 /// Arguments of a small training run, then some more.
 fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["train", "--data", SLIDE, "--label", "1", "--model", "streaming-cnn"];
-    args.extend(["--width", "4", "--size", "128x96", "--budget", "8MiB", "--steps", "3"]);
+    let mut args = vec![
+        "train",
+        "--data",
+        SLIDE,
+        "--label",
+        "1",
+        "--model",
+        "streaming-cnn",
+    ];
+    args.extend([
+        "--width", "4", "--size", "128x96", "--budget", "8MiB", "--steps", "3",
+    ]);
     args.extend(more);
     args
 }
@@ -133,61 +160,134 @@ fn bad_arguments_and_budgets() {
     refuse(&["plan"], 2, &["--budget"]);
     refuse(&["plan", "--budget", "1GiB"], 2, &["--model", "--tape"]);
     refuse(&plan(&["--budget", "lots"]), 2, &["lots", "512MiB"]);
-    refuse(&plan(&["--budget", "0"]), 2, &["a device budget of 0 holds nothing"]);
-    refuse(&plan(&["--budget", "1MiB", "--strategy", "magic"]), 2, &["magic", "recompute-all"]);
-    refuse(&plan(&["--budget", "1MiB", "--norm", "group"]), 2, &["no option `norm`"]);
     refuse(
-        &["plan", "--model", "resnet19", "--size", "64x64", "--budget", "1GiB"],
+        &plan(&["--budget", "0"]),
+        2,
+        &["a device budget of 0 holds nothing"],
+    );
+    refuse(
+        &plan(&["--budget", "1MiB", "--strategy", "magic"]),
+        2,
+        &["magic", "recompute-all"],
+    );
+    refuse(
+        &plan(&["--budget", "1MiB", "--norm", "group"]),
+        2,
+        &["no option `norm`"],
+    );
+    refuse(
+        &[
+            "plan", "--model", "resnet19", "--size", "64x64", "--budget", "1GiB",
+        ],
         2,
         &["resnet19", "resnet18"],
     );
     refuse(
-        &["plan", "--model", "unet2d", "--size", "8x64", "--budget", "1GiB"],
+        &[
+            "plan", "--model", "unet2d", "--size", "8x64", "--budget", "1GiB",
+        ],
         2,
         &["an extent of 8", "16"],
     );
-    refuse(&["plan", "--tape", "/no/such.tape", "--budget", "1GiB"], 2, &["/no/such.tape"]);
+    refuse(
+        &["plan", "--tape", "/no/such.tape", "--budget", "1GiB"],
+        2,
+        &["/no/such.tape"],
+    );
 }
 
 #[test]
 fn a_budget_below_the_minimum_names_what_would_do() {
-    let args = ["plan", "--model", "streaming-cnn", "--size", "256x256", "--budget", "20KiB"];
-    refuse(&args, 3, &["the smallest device budget found is", "forced by"]);
+    let args = [
+        "plan",
+        "--model",
+        "streaming-cnn",
+        "--size",
+        "256x256",
+        "--budget",
+        "20KiB",
+    ];
+    refuse(
+        &args,
+        3,
+        &["the smallest device budget found is", "forced by"],
+    );
     let stderr = String::from_utf8(sstep(&args).stderr).expect("text");
-    let bytes = stderr.split('(').find_map(|part| part.strip_suffix(" bytes)").or_else(|| {
-        part.split_once(" bytes)").map(|(bytes, _)| bytes)
-    }));
+    let bytes = stderr.split('(').find_map(|part| {
+        part.strip_suffix(" bytes)")
+            .or_else(|| part.split_once(" bytes)").map(|(bytes, _)| bytes))
+    });
     let bytes = bytes.expect("the number of bytes");
     // What the message promises is kept.
-    let args = ["plan", "--model", "streaming-cnn", "--size", "256x256", "--budget", bytes];
+    let args = [
+        "plan",
+        "--model",
+        "streaming-cnn",
+        "--size",
+        "256x256",
+        "--budget",
+        bytes,
+    ];
     assert!(answer(&args).contains("verified"));
 }
 
 #[test]
 fn plans_in_words_and_json() {
-    let base = ["plan", "--model", "resnet10", "--width", "8", "--norm", "group", "--head"];
-    let more = ["attention", "--size", "300x200", "--budget", "16MiB", "--host", "64MiB"];
+    let base = [
+        "plan", "--model", "resnet10", "--width", "8", "--norm", "group", "--head",
+    ];
+    let more = [
+        "attention",
+        "--size",
+        "300x200",
+        "--budget",
+        "16MiB",
+        "--host",
+        "64MiB",
+    ];
     let args = [&base[..], &more].concat();
     let text = answer(&args);
-    for word in ["resnet10 on 300x200", "predicted of 16.0 MiB allowed", "stage 0", "verified"] {
+    for word in [
+        "resnet10 on 300x200",
+        "predicted of 16.0 MiB allowed",
+        "stage 0",
+        "verified",
+    ] {
         assert!(text.contains(word), "{text}");
     }
     let json = answer(&[&args[..], &["--json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).expect("one JSON value");
-    let peak = json["plan"]["predicted"]["peak_bytes"].as_u64().expect("a peak");
+    let peak = json["plan"]["predicted"]["peak_bytes"]
+        .as_u64()
+        .expect("a peak");
     assert!(peak > 0 && peak <= 16 << 20, "{peak}");
-    assert!(json["plan"]["stages"].as_array().is_some_and(|s| !s.is_empty()));
+    assert!(
+        json["plan"]["stages"]
+            .as_array()
+            .is_some_and(|s| !s.is_empty())
+    );
 }
 
 #[test]
 fn info_shows_levels() {
     let text = answer(&["info", SLIDE]);
-    assert!(text.contains("2220x2967") && text.contains("240x240"), "{text}");
+    assert!(
+        text.contains("2220x2967") && text.contains("240x240"),
+        "{text}"
+    );
     let json: serde_json::Value =
         serde_json::from_str(&answer(&["info", SLIDE, "--json"])).expect("one JSON value");
     assert_eq!(json["levels"][0]["size"], serde_json::json!([2220, 2967]));
-    refuse(&["info", "/no/such.svs"], 2, &["/no/such.svs", "no such file"]);
-    refuse(&["info", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], 2, &["not a TIFF"]);
+    refuse(
+        &["info", "/no/such.svs"],
+        2,
+        &["/no/such.svs", "no such file"],
+    );
+    refuse(
+        &["info", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")],
+        2,
+        &["not a TIFF"],
+    );
 }
 
 #[test]
@@ -196,22 +296,53 @@ fn gradients_equal_the_reference() {
     let tape = scratch.write("net.tape", TAPE);
     let tensors = save(&scratch, "in.safetensors", &leaves());
     let expected = scratch.path("reference.safetensors");
-    answer(&["grad", &tape, "--tensors", &tensors, "--out", &expected, "--reference"]);
+    answer(&[
+        "grad",
+        &tape,
+        "--tensors",
+        &tensors,
+        "--out",
+        &expected,
+        "--reference",
+    ]);
     let expected = TensorFile::open(Path::new(&expected)).expect("the reference");
     let names: Vec<&str> = expected.names().collect();
     assert_eq!(names, ["grad/b", "grad/fc", "grad/w", "loss"]);
-    for (i, strategy) in ["optimal", "store-all", "recompute-all", "streaming"].iter().enumerate() {
+    for (i, strategy) in ["optimal", "store-all", "recompute-all", "streaming"]
+        .iter()
+        .enumerate()
+    {
         let out = scratch.path(&format!("{i}.safetensors"));
         let budget = ["200KiB", "1MiB", "64KiB", "300KiB"][i];
-        let args = ["grad", &tape, "--tensors", &tensors, "--out", &out, "--budget", budget];
-        answer(&[&args[..], &["--host", "1MiB", "--strategy", strategy, "--json"]].concat());
+        let args = [
+            "grad",
+            &tape,
+            "--tensors",
+            &tensors,
+            "--out",
+            &out,
+            "--budget",
+            budget,
+        ];
+        answer(
+            &[
+                &args[..],
+                &["--host", "1MiB", "--strategy", strategy, "--json"],
+            ]
+            .concat(),
+        );
         let got = TensorFile::open(Path::new(&out)).expect("the gradients");
         for &name in &names {
             let want = expected.tensor_as_is::<f64>(name).expect("a tensor");
-            let have = got.tensor::<f64>(name, want.shape).expect("the same tensor");
+            let have = got
+                .tensor::<f64>(name, want.shape)
+                .expect("the same tensor");
             let scale = want.data.iter().fold(0f64, |m, v| m.max(v.abs()));
             for (h, w) in have.data.iter().zip(&want.data) {
-                assert!((h - w).abs() <= 1e-5 * scale, "{strategy}, {name}: {h} is not {w}");
+                assert!(
+                    (h - w).abs() <= 1e-5 * scale,
+                    "{strategy}, {name}: {h} is not {w}"
+                );
             }
         }
     }
@@ -223,7 +354,16 @@ fn bad_tensors_and_tapes() {
     let tape = scratch.write("net.tape", TAPE);
     let out = scratch.path("out.safetensors");
     let grad = |tape: &str, tensors: &str, code, names: &[&str]| {
-        let args = ["grad", tape, "--tensors", tensors, "--out", &out, "--budget", "1MiB"];
+        let args = [
+            "grad",
+            tape,
+            "--tensors",
+            tensors,
+            "--out",
+            &out,
+            "--budget",
+            "1MiB",
+        ];
         refuse(&args, code, names);
         assert!(!Path::new(&out).exists());
     };
@@ -242,7 +382,12 @@ fn bad_tensors_and_tapes() {
 
     let stump = &std::fs::read(&good).expect("bytes")[..500];
     let stump = scratch.write("stump.safetensors", stump);
-    grad(&tape, &stump, 2, &["stump.safetensors", "not a whole safetensors file"]);
+    grad(
+        &tape,
+        &stump,
+        2,
+        &["stump.safetensors", "not a whole safetensors file"],
+    );
 
     let wrong = scratch.write("wrong.tape", TAPE.replace("relu(c)", "rleu(c)"));
     grad(&wrong, &good, 2, &["wrong.tape", "line 6", "rleu"]);
@@ -250,7 +395,11 @@ fn bad_tensors_and_tapes() {
     grad(&silent, &good, 2, &["declares no output"]);
     grad(&tape, "/no/such.safetensors", 2, &["/no/such.safetensors"]);
     let leftover = |n: &String| n.ends_with(".tmp");
-    assert!(!scratch.contents().iter().any(leftover), "{:?}", scratch.contents());
+    assert!(
+        !scratch.contents().iter().any(leftover),
+        "{:?}",
+        scratch.contents()
+    );
 }
 
 #[test]
@@ -261,8 +410,21 @@ fn unwritable_outputs_are_found_before_the_work() {
     refuse(&train(&["--out", &below]), 2, &["file/out"]);
     let tape = scratch.write("net.tape", TAPE);
     let tensors = save(&scratch, "in.safetensors", &leaves());
-    for out in [&below, &scratch.path("no/such/folder/out"), &scratch.path("")] {
-        let args = ["grad", &tape, "--tensors", &tensors, "--out", out, "--budget", "1MiB"];
+    for out in [
+        &below,
+        &scratch.path("no/such/folder/out"),
+        &scratch.path(""),
+    ] {
+        let args = [
+            "grad",
+            &tape,
+            "--tensors",
+            &tensors,
+            "--out",
+            out,
+            "--budget",
+            "1MiB",
+        ];
         refuse(&args, 2, &[out.trim_end_matches('/')]);
     }
     assert_eq!(scratch.contents(), ["file", "in.safetensors", "net.tape"]);
@@ -273,8 +435,16 @@ fn training_saves_and_goes_on() {
     let scratch = Scratch::new("train");
     let (a, b) = (scratch.path("a"), scratch.path("b"));
     let text = answer(&train(&["--steps", "4", "--out", &a]));
-    for word in ["step    4/4", "predicted    measured", "device peak", "process RSS"] {
-        assert!(text.contains(word) || cfg!(not(target_os = "linux")), "{text}");
+    for word in [
+        "step    4/4",
+        "predicted    measured",
+        "device peak",
+        "process RSS",
+    ] {
+        assert!(
+            text.contains(word) || cfg!(not(target_os = "linux")),
+            "{text}"
+        );
     }
     // Two steps, then two more, are the same four steps.
     answer(&train(&["--steps", "2", "--out", &b]));
@@ -282,18 +452,28 @@ fn training_saves_and_goes_on() {
     let read = |dir: &str| std::fs::read(format!("{dir}/model.safetensors")).expect("a model");
     assert!(read(&a) == read(&b), "a resumed run differs");
     refuse(&train(&["--out", &a]), 2, &["exists", "--resume"]);
-    refuse(&train(&["--out", &a, "--resume", "--seed", "5"]), 2, &["another run"]);
+    refuse(
+        &train(&["--out", &a, "--resume", "--seed", "5"]),
+        2,
+        &["another run"],
+    );
     // The trained weights serve as a start; a network of another shape refuses them.
     let model = format!("{a}/model.safetensors");
     answer(&train(&["--init", &model, "--steps", "1"]));
-    refuse(&train(&["--init", &model, "--classes", "3"]), 2, &["fc.", "[3"]);
+    refuse(
+        &train(&["--init", &model, "--classes", "3"]),
+        2,
+        &["fc.", "[3"],
+    );
 }
 
 #[test]
 fn json_lines_while_training() {
     let text = answer(&train(&["--json"]));
-    let lines: Vec<serde_json::Value> =
-        text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"))
+        .collect();
     let events: Vec<&str> = lines.iter().filter_map(|l| l["event"].as_str()).collect();
     assert_eq!(events, ["plan", "step", "step", "step", "done"]);
     let report = &lines[1]["report"];
@@ -305,7 +485,11 @@ fn json_lines_while_training() {
 fn a_diverging_run_keeps_its_last_good_checkpoint() {
     let scratch = Scratch::new("nan");
     let out = scratch.path("out");
-    refuse(&train(&["--lr", "1e30", "--out", &out]), 1, &["loss of step", "diverged"]);
+    refuse(
+        &train(&["--lr", "1e30", "--out", &out]),
+        1,
+        &["loss of step", "diverged"],
+    );
     assert!(scratch.contents().is_empty(), "{:?}", scratch.contents());
     answer(&train(&["--steps", "2", "--out", &out]));
     let before = std::fs::read(format!("{out}/checkpoint.safetensors")).expect("a checkpoint");
@@ -320,7 +504,15 @@ fn bad_slides() {
     let scratch = Scratch::new("slides");
     let whole = std::fs::read(SLIDE).expect("the slide");
     let with = |data: &str, code, names: &[&str]| {
-        let args = ["train", "--data", data, "--label", "0", "--model", "streaming-cnn"];
+        let args = [
+            "train",
+            "--data",
+            data,
+            "--label",
+            "0",
+            "--model",
+            "streaming-cnn",
+        ];
         refuse(&[&args[..], &["--budget", "64MiB"]].concat(), code, names);
     };
     let cut = scratch.write("cut.svs", &whole[..whole.len() / 2]);
@@ -384,7 +576,10 @@ warmup = 1
     refuse(&["train", &path], 2, &["labels.csv", "file,label"]);
     scratch.write("slides/labels.csv", "file,label\na.svs,7\n");
     refuse(&["train", &path], 2, &["labels.csv", "label 7"]);
-    scratch.write("slides/labels.csv", format!("file,label\n{SLIDE},0\n{SLIDE}, 1\n"));
+    scratch.write(
+        "slides/labels.csv",
+        format!("file,label\n{SLIDE},0\n{SLIDE}, 1\n"),
+    );
     let text = answer(&["train", &path]);
     assert!(text.contains("step    2/2"), "{text}");
 
@@ -393,6 +588,14 @@ warmup = 1
     let typo = scratch.write("typo.toml", config.replace("steps = 2", "stepz = 2"));
     refuse(&["train", &typo], 2, &["typo.toml", "line 2", "stepz"]);
     let none = scratch.write("none.toml", config.replace("'8MiB'", "'0'"));
-    refuse(&["train", &none], 2, &["a device budget of 0 holds nothing"]);
-    refuse(&["train", &path, "--budget", "9KiB"], 3, &["the smallest device budget found"]);
+    refuse(
+        &["train", &none],
+        2,
+        &["a device budget of 0 holds nothing"],
+    );
+    refuse(
+        &["train", &path, "--budget", "9KiB"],
+        3,
+        &["the smallest device budget found"],
+    );
 }

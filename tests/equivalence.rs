@@ -37,7 +37,11 @@ fn check<T: Real>(
     setting: &Setting,
     judge: impl Fn(&Tensors<T>, &Tensors<T>, &dyn Fn() -> Tensors<f64>),
 ) {
-    let &Setting { strategy, squeeze, host } = setting;
+    let &Setting {
+        strategy,
+        squeeze,
+        host,
+    } = setting;
     let net = build(spec, T::DTYPE, spec.seed % 4 == 0);
     let values = leaves::<T>(&net.tape, spec.seed);
     let host_bytes = if host { AMPLE } else { 0 };
@@ -49,7 +53,13 @@ fn check<T: Real>(
         };
         least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64
     };
-    let plan = match net.plan(Budget { device_bytes, host_bytes }, strategy) {
+    let plan = match net.plan(
+        Budget {
+            device_bytes,
+            host_bytes,
+        },
+        strategy,
+    ) {
         Ok(plan) => plan,
         Err(PlanError::HostTooSmall { .. }) if !host => return,
         Err(e) => panic!("{strategy} at {device_bytes}: {e}"),

@@ -38,12 +38,19 @@ struct Checked {
 
 impl Checked {
     fn new(net: &Net, seed: u64) -> Self {
-        let spec = StepSpec { outputs: vec![net.loss], ..StepSpec::default() };
+        let spec = StepSpec {
+            outputs: vec![net.loss],
+            ..StepSpec::default()
+        };
         let values = leaves::<f64>(&net.tape, seed);
         let grads = oracle(net, &values).into_iter();
         let grads = grads.filter_map(|(n, t)| Some((n.strip_prefix("grad/")?.to_owned(), t)));
         let forward = Program::new(&net.tape, &spec).expect("a program");
-        Checked { forward, grads: grads.collect(), values }
+        Checked {
+            forward,
+            grads: grads.collect(),
+            values,
+        }
     }
 
     /// `(L(x + hd) − L(x − hd)) / 2h`.
@@ -93,7 +100,11 @@ impl Checked {
             kinks += usize::from(!ok);
         };
         let norm = |t: &Tensors<f64>| {
-            t.values().flat_map(|t| &t.data).map(|g| g * g).sum::<f64>().sqrt()
+            t.values()
+                .flat_map(|t| &t.data)
+                .map(|g| g * g)
+                .sum::<f64>()
+                .sqrt()
         };
         for _ in 0..DIRECTIONS {
             let mut direction = self.grads.clone();
@@ -328,10 +339,38 @@ const TAPES: &[&str] = &[
 /// Forward ops that are not leaves and not made of other ops by the builder:
 /// each must be differentiated above.
 const DIFFERENTIABLE: &[&str] = &[
-    "add", "avg_pool", "bce", "broadcast", "channel_sum", "concat", "conv", "conv_transpose",
-    "cross_entropy", "dice_loss", "dice_sums", "dropout", "exp", "gelu", "global_max",
-    "leaky_relu", "linear", "max_pool", "mse", "mul", "normalise", "pad", "relu", "scale",
-    "sigmoid", "silu", "slice", "softmax", "spatial_lse", "sum_map", "tanh", "upsample",
+    "add",
+    "avg_pool",
+    "bce",
+    "broadcast",
+    "channel_sum",
+    "concat",
+    "conv",
+    "conv_transpose",
+    "cross_entropy",
+    "dice_loss",
+    "dice_sums",
+    "dropout",
+    "exp",
+    "gelu",
+    "global_max",
+    "leaky_relu",
+    "linear",
+    "max_pool",
+    "mse",
+    "mul",
+    "normalise",
+    "pad",
+    "relu",
+    "scale",
+    "sigmoid",
+    "silu",
+    "slice",
+    "softmax",
+    "spatial_lse",
+    "sum_map",
+    "tanh",
+    "upsample",
 ];
 
 #[test]
@@ -351,10 +390,16 @@ fn every_op_and_variant_has_the_gradient_of_its_differences() {
             });
             assert_eq!(checked.grads.len(), wanted.count(), "{text}");
             let (made, kinks) = checked.check(seed);
-            assert!(kinks * 10 <= made, "{text}\n{kinks} of {made} checks met a kink");
+            assert!(
+                kinks * 10 <= made,
+                "{text}\n{kinks} of {made} checks met a kink"
+            );
         }
     }
-    let missing: Vec<_> = DIFFERENTIABLE.iter().filter(|op| !seen.contains(*op)).collect();
+    let missing: Vec<_> = DIFFERENTIABLE
+        .iter()
+        .filter(|op| !seen.contains(*op))
+        .collect();
     assert!(missing.is_empty(), "no tape differentiates {missing:?}");
 }
 

@@ -94,7 +94,13 @@ l = bce(y, target)
 
 fn planned(text: &str, device_bytes: u64, host_bytes: u64, strategy: Strategy) -> Plan {
     let net = Net::parse("f32", text);
-    let plan = net.plan(Budget { device_bytes, host_bytes }, strategy);
+    let plan = net.plan(
+        Budget {
+            device_bytes,
+            host_bytes,
+        },
+        strategy,
+    );
     plan.unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -119,8 +125,17 @@ fn a_chain_of_frozen_norms_is_one_forward_and_one_carried_backward_stage() {
         s.items.iter().filter(is).count()
     };
     assert_eq!((weights(loops[0]), weights(loops[1])), (0, 3));
-    assert_eq!(loops[1].grid[1].policy, AxisPolicy::Carry, "{}", plan.explain());
-    assert!(plan.predicted.flops < 1.6 * plan.predicted.flops_once, "{}", plan.summary());
+    assert_eq!(
+        loops[1].grid[1].policy,
+        AxisPolicy::Carry,
+        "{}",
+        plan.explain()
+    );
+    assert!(
+        plan.predicted.flops < 1.6 * plan.predicted.flops_once,
+        "{}",
+        plan.summary()
+    );
     assert!(plan.predicted.untiled_bytes > 4 * plan.predicted.peak_bytes);
 }
 
@@ -135,7 +150,11 @@ fn norms_over_the_image_are_barriers() {
                     let waits = plan.program.is_reduction(*input)
                         && !matches!(item.role, ItemRole::Supply(_));
                     let inside = stage.items.iter().any(|i| i.node == *input);
-                    assert!(!waits || (done.contains(input) && !inside), "{}", plan.explain());
+                    assert!(
+                        !waits || (done.contains(input) && !inside),
+                        "{}",
+                        plan.explain()
+                    );
                 }
             }
             done.extend(stage.items.iter().map(|i| i.node));
@@ -153,7 +172,11 @@ fn the_skips_of_a_u_net_live_long() {
             b.purpose == Purpose::Stored
                 && b.node.is_some_and(|n| plan.program.node(n).name == name)
         };
-        let b = plan.buffers.iter().find(of).unwrap_or_else(|| panic!("{name} is not stored"));
+        let b = plan
+            .buffers
+            .iter()
+            .find(of)
+            .unwrap_or_else(|| panic!("{name} is not stored"));
         b.live.1 - b.live.0
     };
     assert!(life("r1") >= life("c3"), "{} {}", life("r1"), life("c3"));
@@ -171,7 +194,12 @@ fn strategies_keep_their_word() {
         let store_all = planned(text, cap, AMPLE, Strategy::StoreAll);
         assert!(store_all.host.is_empty());
         assert!(store_all.stages.iter().all(|s| s.n_tiles() <= 1));
-        let recomputes: usize = store_all.explained().stages.iter().map(|s| s.recomputes).sum();
+        let recomputes: usize = store_all
+            .explained()
+            .stages
+            .iter()
+            .map(|s| s.recomputes)
+            .sum();
         assert_eq!(recomputes, 0, "{}", store_all.explain());
 
         let recompute_all = planned(text, 16 << 20, AMPLE, Strategy::RecomputeAll);
@@ -184,7 +212,10 @@ fn strategies_keep_their_word() {
         assert!(!offload_all.buffers.iter().any(stored));
 
         let streaming = planned(text, 16 << 20, AMPLE, Strategy::Streaming);
-        let policies = streaming.stages.iter().flat_map(|s| s.grid.iter().map(|g| g.policy));
+        let policies = streaming
+            .stages
+            .iter()
+            .flat_map(|s| s.grid.iter().map(|g| g.policy));
         assert!(policies.clone().all(|p| p != AxisPolicy::Carry));
 
         // Nobody is predicted faster than the one who may do everything.
@@ -219,11 +250,26 @@ fn golden(name: &str, text: &str) {
 fn explanations_are_as_before() {
     let cases = [
         ("frozen-chain-6MiB", FROZEN, 6 << 20, 0, Strategy::Optimal),
-        ("group-norm-8MiB-host", GROUP_NORM, 8 << 20, AMPLE, Strategy::Optimal),
-        ("group-norm-store-all", GROUP_NORM, 1 << 30, 0, Strategy::StoreAll),
+        (
+            "group-norm-8MiB-host",
+            GROUP_NORM,
+            8 << 20,
+            AMPLE,
+            Strategy::Optimal,
+        ),
+        (
+            "group-norm-store-all",
+            GROUP_NORM,
+            1 << 30,
+            0,
+            Strategy::StoreAll,
+        ),
         ("unet-2MiB-host", UNET, 2 << 20, AMPLE, Strategy::Optimal),
     ];
     for (name, text, device_bytes, host_bytes, strategy) in cases {
-        golden(name, &planned(text, device_bytes, host_bytes, strategy).explain());
+        golden(
+            name,
+            &planned(text, device_bytes, host_bytes, strategy).explain(),
+        );
     }
 }

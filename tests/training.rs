@@ -36,16 +36,35 @@ l = cross_entropy(y, labels)
 /// The book's formulas, on vectors of state per parameter.
 fn by_hand(rule: &UpdateRule, lr: f64, t: i32, p: &mut f64, g: f64, state: &mut [f64; 2]) {
     match *rule {
-        UpdateRule::Sgd { momentum, nesterov, weight_decay } => {
+        UpdateRule::Sgd {
+            momentum,
+            nesterov,
+            weight_decay,
+        } => {
             let g = g + weight_decay * *p;
             state[0] = momentum * state[0] + g;
-            *p -= lr * if nesterov { g + momentum * state[0] } else { state[0] };
+            *p -= lr
+                * if nesterov {
+                    g + momentum * state[0]
+                } else {
+                    state[0]
+                };
         }
-        UpdateRule::Adam { beta1, beta2, eps, weight_decay } => {
+        UpdateRule::Adam {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } => {
             let g = g + weight_decay * *p;
             *p -= lr * adam(beta1, beta2, eps, t, g, state);
         }
-        UpdateRule::AdamW { beta1, beta2, eps, weight_decay } => {
+        UpdateRule::AdamW {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } => {
             *p -= lr * weight_decay * *p;
             *p -= lr * adam(beta1, beta2, eps, t, g, state);
         }
@@ -63,11 +82,33 @@ fn parameters_follow_the_references_gradients() {
     let net = Net::parse("f64", NET);
     let text = format!("tape v1 f64\n{NET}output l\n");
     let rules = [
-        UpdateRule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
-        UpdateRule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.01 },
-        UpdateRule::Sgd { momentum: 0.8, nesterov: true, weight_decay: 0.0 },
-        UpdateRule::Adam { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 },
-        UpdateRule::AdamW { beta1: 0.8, beta2: 0.999, eps: 1e-6, weight_decay: 0.1 },
+        UpdateRule::Sgd {
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+        },
+        UpdateRule::Sgd {
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 0.01,
+        },
+        UpdateRule::Sgd {
+            momentum: 0.8,
+            nesterov: true,
+            weight_decay: 0.0,
+        },
+        UpdateRule::Adam {
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1,
+        },
+        UpdateRule::AdamW {
+            beta1: 0.8,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 0.1,
+        },
     ];
     for (rule, strategy) in rules.iter().zip(Strategy::ALL) {
         let seed = 3;
@@ -75,17 +116,28 @@ fn parameters_follow_the_references_gradients() {
         let options = SessionOptions {
             strategy,
             seed,
-            ..SessionOptions::new(Budget { device_bytes: 96 << 10, host_bytes: AMPLE })
+            ..SessionOptions::new(Budget {
+                device_bytes: 96 << 10,
+                host_bytes: AMPLE,
+            })
         };
         let tape = Tape::parse(&text).expect("a tape");
         let mut session = Session::from_tape(tape, options.training(*rule)).expect("a session");
         let is_input = |name: &str| ["x", "labels"].contains(&name);
         let params = values.iter().filter(|(name, _)| !is_input(name));
-        session.set_params(params.map(|(n, t)| (n.clone(), t.clone())).collect()).expect("set");
+        session
+            .set_params(params.map(|(n, t)| (n.clone(), t.clone())).collect())
+            .expect("set");
         let image = ArraySource::new(values["x"].shape, values["x"].data.clone()).expect("image");
         let feeds = Feeds::from([
-            ("x".to_owned(), Feed::Source(Arc::new(image) as Arc<dyn TileSource<f64>>)),
-            ("labels".to_owned(), Feed::Flat(values["labels"].data.clone())),
+            (
+                "x".to_owned(),
+                Feed::Source(Arc::new(image) as Arc<dyn TileSource<f64>>),
+            ),
+            (
+                "labels".to_owned(),
+                Feed::Flat(values["labels"].data.clone()),
+            ),
         ]);
         let mut states: std::collections::BTreeMap<String, Vec<[f64; 2]>> = Default::default();
         for step in 0..4 {
@@ -106,7 +158,10 @@ fn parameters_follow_the_references_gradients() {
             }
             for (name, tensor) in session.params().expect("parameters") {
                 for (a, b) in tensor.data.iter().zip(&values[name].data) {
-                    assert!((a - b).abs() <= 1e-9, "{rule:?} step {step}: {name}: {a} for {b}");
+                    assert!(
+                        (a - b).abs() <= 1e-9,
+                        "{rule:?} step {step}: {name}: {a} for {b}"
+                    );
                 }
             }
         }
@@ -125,7 +180,11 @@ impl Drop for Scratch {
 /// Writes random interleaved pixels without loss.
 fn slide(name: &str, (w, h): (usize, usize), rgb: &[u8]) -> Scratch {
     let path = std::env::temp_dir().join(format!("sstep-{}-{name}.tif", std::process::id()));
-    let spec = SlideSpec { tile: 64, encoding: Encoding::Deflate, ..SlideSpec::new(w, h) };
+    let spec = SlideSpec {
+        tile: 64,
+        encoding: Encoding::Deflate,
+        ..SlideSpec::new(w, h)
+    };
     let mut writer = SlideWriter::create(&path, spec).expect("a writer");
     writer.push_rows(rgb).expect("rows");
     writer.finish().expect("a slide");
@@ -134,15 +193,23 @@ fn slide(name: &str, (w, h): (usize, usize), rgb: &[u8]) -> Scratch {
 
 /// Three steps of training; the losses and the parameters afterwards.
 fn train(image: Arc<dyn TileSource<f32>>, device_bytes: u64) -> (Vec<f64>, Tensors<f32>) {
-    let model =
-        ModelSpec { width: Some(8), norm: Some(Norm::Group), ..ModelSpec::new("resnet10") };
-    let options = SessionOptions::new(Budget { device_bytes, host_bytes: 0 });
-    let mut session = Session::<f32>::new(model, options.training(sstep::optim::adam()))
-        .expect("a session");
+    let model = ModelSpec {
+        width: Some(8),
+        norm: Some(Norm::Group),
+        ..ModelSpec::new("resnet10")
+    };
+    let options = SessionOptions::new(Budget {
+        device_bytes,
+        host_bytes: 0,
+    });
+    let mut session =
+        Session::<f32>::new(model, options.training(sstep::optim::adam())).expect("a session");
     let mut losses = Vec::new();
     for _ in 0..3 {
         let label = Feed::Flat(vec![1.0]);
-        let step = session.step(Arc::clone(&image), label, 1e-2, &mut |_| {}).expect("a step");
+        let step = session
+            .step(Arc::clone(&image), label, 1e-2, &mut |_| {})
+            .expect("a step");
         assert!(step.report.measured.peak_bytes <= device_bytes);
         losses.push(step.loss);
     }
@@ -155,7 +222,10 @@ fn a_file_trains_like_the_array_of_its_pixels() {
     let mut rng = Rng(4);
     let rgb: Vec<u8> = (0..w * h * 3).map(|_| rng.bits() as u8).collect();
     let file = slide("train", (w, h), &rgb);
-    let options = SlideOptions { cache_bytes: 40_000, ..SlideOptions::default() };
+    let options = SlideOptions {
+        cache_bytes: 40_000,
+        ..SlideOptions::default()
+    };
     let from_file = SlideSource::open(&file.0, options).expect("a slide");
     let planar = (0..3).flat_map(|c| rgb.iter().skip(c).step_by(3));
     let planar = planar.map(|&v| (f64::from(v) / 255.0) as f32).collect();

@@ -27,7 +27,13 @@ fn trap_net(net: Net) -> (Net, Tensors<f64>, Tensors<f64>, Vec<Plan>) {
             };
             let most = net.all_bytes().max(least);
             for device_bytes in [least, least + (most - least) / 5, most] {
-                let plan = net.plan(Budget { device_bytes, host_bytes }, strategy);
+                let plan = net.plan(
+                    Budget {
+                        device_bytes,
+                        host_bytes,
+                    },
+                    strategy,
+                );
                 let plan = plan.unwrap_or_else(|e| panic!("{strategy} at {device_bytes}: {e}"));
                 let got = execute_as_promised(plan.clone(), &values);
                 let (error, name) = worst(&got, &want);
@@ -46,20 +52,31 @@ fn trap_net(net: Net) -> (Net, Tensors<f64>, Tensors<f64>, Vec<Plan>) {
 
 /// Most tiles of any stage of any plan: a trap must have been cut.
 fn most_tiles(plans: &[Plan]) -> u64 {
-    plans.iter().flat_map(|p| &p.stages).map(|s| s.n_tiles()).max().unwrap_or(0)
+    plans
+        .iter()
+        .flat_map(|p| &p.stages)
+        .map(|s| s.n_tiles())
+        .max()
+        .unwrap_or(0)
 }
 
 fn close(got: &[f64], want: &[f64]) {
     assert_eq!(got.len(), want.len());
     for (g, w) in got.iter().zip(want) {
-        assert!((g - w).abs() <= 1e-12 * w.abs().max(1e-3), "{got:?} is not {want:?}");
+        assert!(
+            (g - w).abs() <= 1e-12 * w.abs().max(1e-3),
+            "{got:?} is not {want:?}"
+        );
     }
 }
 
 /// Gradient of the mean squared difference.
 fn mse_grad(y: &[f64], target: &[f64]) -> Vec<f64> {
     let n = y.len() as f64;
-    y.iter().zip(target).map(|(y, t)| 2.0 * (y - t) / n).collect()
+    y.iter()
+        .zip(target)
+        .map(|(y, t)| 2.0 * (y - t) / n)
+        .collect()
 }
 
 #[test]
@@ -168,7 +185,9 @@ fn batch_norm_over_tiles_and_batch() {
     let (_, values, out, plans) = trap_net(net.and("y"));
     // Cut between samples too, where one statistic spans them.
     assert!(plans.iter().flat_map(|p| &p.stages).any(|s| {
-        s.grid.first().is_some_and(|g| g.policy != AxisPolicy::Whole)
+        s.grid
+            .first()
+            .is_some_and(|g| g.policy != AxisPolicy::Whole)
     }));
     let gy = mse_grad(&out["y"].data, &values["target"].data);
     let area = out["y"].shape.spatial().iter().product();
@@ -374,7 +393,12 @@ fn dropout_repeats_its_mask_when_recomputed() {
     // The gradient is dropped where the value was.
     assert!(most_tiles(&plans) > 8);
     let dropped = out["d1"].data.iter().zip(&out["grad/x"].data);
-    assert!(dropped.clone().filter(|(d, _)| **d == 0.0).all(|(_, g)| *g == 0.0));
+    assert!(
+        dropped
+            .clone()
+            .filter(|(d, _)| **d == 0.0)
+            .all(|(_, g)| *g == 0.0)
+    );
     let n = values["x"].data.len();
     let share = dropped.filter(|(d, _)| **d == 0.0).count() as f64 / n as f64;
     assert!((0.2..0.4).contains(&share), "{share}");

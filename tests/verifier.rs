@@ -17,8 +17,8 @@ use common::nets::{build, net_specs};
 use common::{AMPLE, HOW, Net, Rng, Tensors, cases, leaves, oracle, ready, worst};
 use proptest::prelude::*;
 use sstep_autodiff::{DType, Op, ReductionState};
-use sstep_kernels::UpdateRule;
 use sstep_executor::StepHow;
+use sstep_kernels::UpdateRule;
 use sstep_planner::{
     AxisPolicy, Budget, BufferIx, Home, HostIx, ItemRole, NodeIx, Plan, PlanError, Purpose,
     StageItem, Strategy as Planning, Value, verify,
@@ -34,7 +34,10 @@ struct Damage {
 }
 
 fn damage(what: impl Into<String>, certain: bool) -> Option<Damage> {
-    Some(Damage { what: what.into(), certain })
+    Some(Damage {
+        what: what.into(),
+        certain,
+    })
 }
 
 /// Something to do to a plan; `None` if there is nothing to do it to.
@@ -82,7 +85,11 @@ const MUTATIONS: &[Mutation] = &[
 ];
 
 fn pick<'a, T>(from: &'a [T], rng: &mut Rng) -> Option<&'a T> {
-    if from.is_empty() { None } else { Some(&from[rng.below(from.len())]) }
+    if from.is_empty() {
+        None
+    } else {
+        Some(&from[rng.below(from.len())])
+    }
 }
 
 fn buffer(plan: &Plan, rng: &mut Rng) -> Option<BufferIx> {
@@ -96,7 +103,11 @@ fn buffer(plan: &Plan, rng: &mut Rng) -> Option<BufferIx> {
 fn item(plan: &Plan, rng: &mut Rng, want: impl Fn(&StageItem) -> bool) -> Option<(usize, usize)> {
     let mut all = Vec::new();
     for (s, stage) in plan.stages.iter().enumerate() {
-        all.extend((0..stage.items.len()).filter(|&i| want(&stage.items[i])).map(|i| (s, i)));
+        all.extend(
+            (0..stage.items.len())
+                .filter(|&i| want(&stage.items[i]))
+                .map(|i| (s, i)),
+        );
     }
     pick(&all, rng).copied()
 }
@@ -132,7 +143,10 @@ fn shrink_buffer(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Dama
     plan.buffers[b.0 as usize].bytes -= by;
     // Kernels make do with less scratch.
     let exact = plan.buffer(b).purpose != Purpose::Workspace;
-    damage(format!("buffer {} shrunk by {by}", b.0), exact && events.is_used(b))
+    damage(
+        format!("buffer {} shrunk by {by}", b.0),
+        exact && events.is_used(b),
+    )
 }
 
 fn shrink_window(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -157,7 +171,10 @@ fn widen_window(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let by = [1, 1000, usize::MAX / 2][rng.below(3)];
     let certain = capacity.iter().all(|&c| c > 0);
     capacity[axis] = capacity[axis].saturating_add(by);
-    damage(format!("window {s}/{i} widened along axis {axis} by {by}"), certain)
+    damage(
+        format!("window {s}/{i} widened along axis {axis} by {by}"),
+        certain,
+    )
 }
 
 /// What a stage makes for others: flat results, and maps by their homes.
@@ -197,8 +214,9 @@ fn swap_stages(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
 
 fn drop_stage(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let s = rng.below(plan.stages.len());
-    let mut wanted: BTreeSet<NodeIx> =
-        (s + 1..plan.stages.len()).flat_map(|s| reads(plan, s)).collect();
+    let mut wanted: BTreeSet<NodeIx> = (s + 1..plan.stages.len())
+        .flat_map(|s| reads(plan, s))
+        .collect();
     wanted.extend(&plan.program.outputs);
     wanted.extend(plan.program.updates.iter().map(|u| u.grad));
     let certain = !makes(plan, s).is_disjoint(&wanted);
@@ -263,7 +281,10 @@ fn swap_items(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
         items[first + 1..=second.max(first)].iter().any(reader)
     };
     plan.stages[s].items.swap(i, j);
-    damage(format!("items {s}/{i} and {s}/{j} swapped"), i != j && certain)
+    damage(
+        format!("items {s}/{i} and {s}/{j} swapped"),
+        i != j && certain,
+    )
 }
 
 fn change_role(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -278,7 +299,10 @@ fn change_role(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     };
     let item = &mut plan.stages[s].items[i];
     let from = std::mem::replace(&mut item.role, to);
-    damage(format!("item {s}/{i} made {to:?} instead of {from:?}"), false)
+    damage(
+        format!("item {s}/{i} made {to:?} instead of {from:?}"),
+        false,
+    )
 }
 
 fn retarget_supply(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -296,7 +320,10 @@ fn retarget_supply(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage>
     };
     // From the device a map is read in place, wherever it says it is.
     let windowed = matches!(plan.stages[s].items[i].value, Value::Window { .. });
-    damage(format!("supply {s}/{i} from {to:?} instead of {from:?}"), other && windowed)
+    damage(
+        format!("supply {s}/{i} from {to:?} instead of {from:?}"),
+        other && windowed,
+    )
 }
 
 fn retarget_store(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -309,7 +336,10 @@ fn retarget_store(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> 
     let n = plan.stages[s].items[i].node;
     let from = std::mem::replace(&mut plan.stages[s].items[i].stores[0], to);
     let certain = to == Home::Source || (from != to && is_read_from(plan, n, from));
-    damage(format!("store {s}/{i} to {to:?} instead of {from:?}"), certain)
+    damage(
+        format!("store {s}/{i} to {to:?} instead of {from:?}"),
+        certain,
+    )
 }
 
 fn retarget_value(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -320,12 +350,18 @@ fn retarget_value(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> 
     item.value = match (rng.below(4), item.value) {
         (0, _) => Value::Whole(to),
         (1, _) => Value::Flat(to),
-        (_, Value::Window { capacity, .. }) => Value::Window { buffer: to, capacity },
+        (_, Value::Window { capacity, .. }) => Value::Window {
+            buffer: to,
+            capacity,
+        },
         (_, Value::Whole(_)) => Value::Whole(to),
         (_, Value::Flat(_)) => Value::Flat(to),
     };
     let certain = to.0 as usize == plan.buffers.len();
-    damage(format!("value {s}/{i} in buffer {} instead of {}", to.0, from.0), certain)
+    damage(
+        format!("value {s}/{i} in buffer {} instead of {}", to.0, from.0),
+        certain,
+    )
 }
 
 fn swap_values(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -340,14 +376,20 @@ fn release_host_early(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Dama
     let h = rng.below(plan.host.len().max(1));
     plan.host.get(h)?;
     let home = Home::Host(HostIx(h as u32));
-    let last = (0..plan.stages.len())
-        .rev()
-        .find(|&s| plan.stages[s].items.iter().any(|i| i.role == ItemRole::Supply(home)));
+    let last = (0..plan.stages.len()).rev().find(|&s| {
+        plan.stages[s]
+            .items
+            .iter()
+            .any(|i| i.role == ItemRole::Supply(home))
+    });
     let end = plan.map_outputs.iter().any(|(_, to)| *to == home);
     let last = if end { plan.stages.len() } else { last? };
     let to = rng.below(last.max(1));
     plan.host[h].live.1 = to as u32;
-    damage(format!("host tensor {h} released after stage {to}, used in {last}"), to < last)
+    damage(
+        format!("host tensor {h} released after stage {to}, used in {last}"),
+        to < last,
+    )
 }
 
 fn retarget_host_tensor(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -375,7 +417,11 @@ fn lower_the_host_cap(plan: &mut Plan, events: &Events, _: &mut Rng) -> Option<D
 fn cut_axis(plan: &Plan, rng: &mut Rng) -> Option<(usize, usize)> {
     let mut all = Vec::new();
     for (s, stage) in plan.stages.iter().enumerate() {
-        all.extend((0..stage.grid.len()).filter(|&a| stage.grid[a].n_tiles() > 1).map(|a| (s, a)));
+        all.extend(
+            (0..stage.grid.len())
+                .filter(|&a| stage.grid[a].n_tiles() > 1)
+                .map(|a| (s, a)),
+        );
     }
     pick(&all, rng).copied()
 }
@@ -386,7 +432,10 @@ fn change_tile(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let from = grid.tile;
     grid.tile = [0, 1, from / 2, from + 1, from * 2, usize::MAX][rng.below(6)];
     let (to, certain) = (grid.tile, grid.tile == 0);
-    damage(format!("stage {s} axis {a} cut by {to} instead of {from}"), certain)
+    damage(
+        format!("stage {s} axis {a} cut by {to} instead of {from}"),
+        certain,
+    )
 }
 
 fn cut_no_axis(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -406,7 +455,10 @@ fn cut_no_axis(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let certain = stage.items.iter().any(|item| {
         let domain = match item.role {
             ItemRole::Reduce => {
-                let d = plan.program.domain(item.node).expect("a reduction has a domain");
+                let d = plan
+                    .program
+                    .domain(item.node)
+                    .expect("a reduction has a domain");
                 plan.program.node(item.node).inputs[d]
             }
             _ if item.stores.is_empty() => return false,
@@ -421,10 +473,12 @@ fn change_policy(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, a) = cut_axis(plan, rng)?;
     let grid = &mut plan.stages[s].grid[a];
     let from = grid.policy;
-    grid.policy =
-        [AxisPolicy::Whole, AxisPolicy::Overlap, AxisPolicy::Carry][rng.below(3)];
+    grid.policy = [AxisPolicy::Whole, AxisPolicy::Overlap, AxisPolicy::Carry][rng.below(3)];
     let to = grid.policy;
-    damage(format!("stage {s} axis {a}: {to:?} instead of {from:?}"), false)
+    damage(
+        format!("stage {s} axis {a}: {to:?} instead of {from:?}"),
+        false,
+    )
 }
 
 fn change_extent(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -433,26 +487,34 @@ fn change_extent(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let from = grid.extent;
     grid.extent = [0, 1, from - 1, from + 1, 2 * from][rng.below(5)];
     let (to, certain) = (grid.extent, grid.extent == 0);
-    damage(format!("stage {s} axis {a} of extent {to} instead of {from}"), certain)
+    damage(
+        format!("stage {s} axis {a} of extent {to} instead of {from}"),
+        certain,
+    )
 }
 
 fn lose_flat_home(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
-    let flat: Vec<usize> =
-        (0..plan.flat_home.len()).filter(|&n| plan.flat_home[n].is_some()).collect();
+    let flat: Vec<usize> = (0..plan.flat_home.len())
+        .filter(|&n| plan.flat_home[n].is_some())
+        .collect();
     let n = *pick(&flat, rng)?;
     plan.flat_home[n] = None;
     damage(format!("flat node {n} has no home"), true)
 }
 
 fn wrong_flat_home(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
-    let flat: Vec<usize> =
-        (0..plan.flat_home.len()).filter(|&n| plan.flat_home[n].is_some()).collect();
+    let flat: Vec<usize> = (0..plan.flat_home.len())
+        .filter(|&n| plan.flat_home[n].is_some())
+        .collect();
     let n = *pick(&flat, rng)?;
     let to = BufferIx(rng.below(plan.buffers.len() + 1) as u32);
     let is_leaf = plan.program.nodes[n].op.is_leaf();
     let certain = plan.flat_home[n] != Some(to) && !is_leaf;
     plan.flat_home[n] = Some(to);
-    damage(format!("flat node {n} has its home in buffer {}", to.0), certain)
+    damage(
+        format!("flat node {n} has its home in buffer {}", to.0),
+        certain,
+    )
 }
 
 /// A reduction that accumulates in doubles.
@@ -475,7 +537,10 @@ fn wrong_accumulator(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damag
     let to = BufferIx(rng.below(plan.buffers.len() + 1) as u32);
     plan.stages[s].items[i].accumulator = Some(to);
     let certain = to.0 as usize == plan.buffers.len();
-    damage(format!("reduction {s}/{i} accumulates in buffer {}", to.0), certain)
+    damage(
+        format!("reduction {s}/{i} accumulates in buffer {}", to.0),
+        certain,
+    )
 }
 
 fn wrong_workspace(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -523,9 +588,15 @@ fn wrong_map_output(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage
     let certain = match to {
         Home::Source => !plan.program.is_source(n),
         Home::Host(h) => plan.host.get(h.0 as usize).is_none_or(|t| t.node != n),
-        Home::Device(b) => plan.buffers.get(b.0 as usize).is_none_or(|b| b.node != Some(n)),
+        Home::Device(b) => plan
+            .buffers
+            .get(b.0 as usize)
+            .is_none_or(|b| b.node != Some(n)),
     };
-    damage(format!("map output {at} in {to:?} instead of {from:?}"), certain)
+    damage(
+        format!("map output {at} in {to:?} instead of {from:?}"),
+        certain,
+    )
 }
 
 /// Two steps; outputs of the second, and the parameters then.
@@ -535,18 +606,36 @@ fn two_steps(plan: Plan, values: &Tensors<f64>) -> Result<Tensors<f64>, String> 
         .map(|u| plan.program.node(u.param).name.clone())
         .collect();
     let rule = if slots == 2 {
-        UpdateRule::Adam { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 }
+        UpdateRule::Adam {
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
     } else {
-        UpdateRule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 }
+        UpdateRule::Sgd {
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+        }
     };
-    let how = StepHow { update: (!trained.is_empty()).then_some((rule, 0.0)), ..HOW };
+    let how = StepHow {
+        update: (!trained.is_empty()).then_some((rule, 0.0)),
+        ..HOW
+    };
     let (mut executor, feeds) = ready(plan, values);
     let mut outputs = Tensors::new();
     for _ in 0..2 {
-        outputs = executor.step(&feeds, &how, &mut |_| {}).map_err(|e| e.to_string())?.outputs;
+        outputs = executor
+            .step(&feeds, &how, &mut |_| {})
+            .map_err(|e| e.to_string())?
+            .outputs;
     }
     for name in trained {
-        outputs.insert(format!("after/{name}"), executor.param(&name).map_err(|e| e.to_string())?);
+        outputs.insert(
+            format!("after/{name}"),
+            executor.param(&name).map_err(|e| e.to_string())?,
+        );
     }
     Ok(outputs)
 }
@@ -569,11 +658,15 @@ fn check(plan: &Plan, values: &Tensors<f64>, want: &Tensors<f64>, seed: u64) {
             Ok(()) if certain => panic!("{what}: accepted"),
             Ok(()) => {
                 let got = catch_unwind(AssertUnwindSafe(|| two_steps(mutant, values)));
-                match got.unwrap_or_else(|_| panic!("{what}: accepted, but the executor panicked")) {
+                match got.unwrap_or_else(|_| panic!("{what}: accepted, but the executor panicked"))
+                {
                     Err(e) => panic!("{what}: accepted, but the executor says: {e}"),
                     Ok(got) => {
                         let (error, name) = worst(&got, want);
-                        assert!(error <= 1e-12, "{what}: accepted, but {name} is off by {error:e}");
+                        assert!(
+                            error <= 1e-12,
+                            "{what}: accepted, but {name} is off by {error:e}"
+                        );
                     }
                 }
             }

@@ -39,7 +39,10 @@ impl Events {
         });
         walk.now += 1;
         walk.end();
-        Events { uses: walk.uses, host: walk.host }
+        Events {
+            uses: walk.uses,
+            host: walk.host,
+        }
     }
 
     /// Whether the buffer is ever written, other than before the first
@@ -144,7 +147,10 @@ impl Walk<'_> {
         let items = &self.plan.stages[at.stage as usize].items;
         if self.stage != Some(at.stage) {
             self.stage = Some(at.stage);
-            self.values = items.iter().map(|i| (i.node, buffer_of(&i.value))).collect();
+            self.values = items
+                .iter()
+                .map(|i| (i.node, buffer_of(&i.value)))
+                .collect();
         }
         buffer_of(&items[at.item as usize].value)
     }
@@ -180,7 +186,16 @@ impl Walk<'_> {
                 self.read(own);
                 self.write(own);
             }
-            Instr::Fetch { at, region, present } | Instr::Compute { at, region, present } => {
+            Instr::Fetch {
+                at,
+                region,
+                present,
+            }
+            | Instr::Compute {
+                at,
+                region,
+                present,
+            } => {
                 if matches!(instr, Instr::Compute { .. }) {
                     self.inputs(at);
                     self.scratch();

@@ -23,7 +23,10 @@ pub const AMPLE: u64 = 1 << 40;
 
 /// How many cases a property runs: `SSTEP_CASES`, or the default given.
 pub fn cases(default: u32) -> u32 {
-    std::env::var("SSTEP_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+    std::env::var("SSTEP_CASES")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
 }
 
 /// A small deterministic generator: splitmix64 (Steele et al., 2014).
@@ -60,7 +63,10 @@ impl Net {
     /// Appends gradients and asks for all of them.
     pub fn new(mut tape: Tape, loss: NodeId) -> Net {
         let grads = backward(&mut tape, loss).expect("differentiable");
-        let mut spec = StepSpec { outputs: vec![loss], ..StepSpec::default() };
+        let mut spec = StepSpec {
+            outputs: vec![loss],
+            ..StepSpec::default()
+        };
         spec.outputs.extend(grads.iter().map(|(_, g)| g));
         Net { tape, loss, spec }
     }
@@ -86,12 +92,24 @@ impl Net {
     }
 
     pub fn plan(&self, budget: Budget, strategy: Strategy) -> Result<Plan, PlanError> {
-        plan(&self.tape, &self.spec, &Machine::cpu_default(), budget, strategy)
+        plan(
+            &self.tape,
+            &self.spec,
+            &Machine::cpu_default(),
+            budget,
+            strategy,
+        )
     }
 
     /// The smallest device cap found, `None` if the host is too small for any.
     pub fn least(&self, host_bytes: u64, strategy: Strategy) -> Option<u64> {
-        match self.plan(Budget { device_bytes: 1, host_bytes }, strategy) {
+        match self.plan(
+            Budget {
+                device_bytes: 1,
+                host_bytes,
+            },
+            strategy,
+        ) {
             Err(PlanError::Infeasible { smallest_bytes, .. }) => Some(smallest_bytes),
             Err(PlanError::HostTooSmall { .. }) if host_bytes < AMPLE => None,
             other => panic!("{strategy}: a cap of one byte gave {other:?}"),
@@ -105,7 +123,11 @@ impl Net {
 
     /// Bytes of all tensors together: no plan needs more.
     pub fn all_bytes(&self) -> u64 {
-        let each = self.program().nodes.into_iter().map(|n| n.ty.bytes().next_multiple_of(64));
+        let each = self
+            .program()
+            .nodes
+            .into_iter()
+            .map(|n| n.ty.bytes().next_multiple_of(64));
         each.sum::<u64>() * 2
     }
 }
@@ -143,12 +165,22 @@ pub fn leaves<T: Real>(tape: &Tape, seed: u64) -> Tensors<T> {
 /// The same tensors in another precision.
 pub fn cast<T: Real, U: Real>(tensors: &Tensors<T>) -> Tensors<U> {
     let one = |t: &Tensor<T>| {
-        Tensor::new(t.shape, t.data.iter().map(|v| U::from_f64(v.to_f64())).collect())
+        Tensor::new(
+            t.shape,
+            t.data.iter().map(|v| U::from_f64(v.to_f64())).collect(),
+        )
     };
-    tensors.iter().map(|(name, t)| (name.clone(), one(t))).collect()
+    tensors
+        .iter()
+        .map(|(name, t)| (name.clone(), one(t)))
+        .collect()
 }
 
-pub const HOW: StepHow = StepHow { step: 3, seed: 7, update: None };
+pub const HOW: StepHow = StepHow {
+    step: 3,
+    seed: 7,
+    update: None,
+};
 
 /// An executor with its parameters set, and feeds for all inputs.
 pub fn ready<T: Real>(plan: Plan, leaves: &Tensors<T>) -> (Executor<T>, Feeds<T>) {
@@ -158,13 +190,17 @@ pub fn ready<T: Real>(plan: Plan, leaves: &Tensors<T>) -> (Executor<T>, Feeds<T>
         .collect();
     let mut executor = Executor::<T>::new(plan).expect("an arena");
     for (name, _) in executor.params() {
-        executor.set_param(&name, &leaves[&name].data).expect("a parameter");
+        executor
+            .set_param(&name, &leaves[&name].data)
+            .expect("a parameter");
     }
     let mut feeds = Feeds::new();
     for (name, is_map) in inputs {
         let t = &leaves[&name];
         let feed = if is_map {
-            Feed::Source(Arc::new(ArraySource::new(t.shape, t.data.clone()).expect("an array")))
+            Feed::Source(Arc::new(
+                ArraySource::new(t.shape, t.data.clone()).expect("an array"),
+            ))
         } else {
             Feed::Flat(t.data.clone())
         };
@@ -203,7 +239,10 @@ pub fn oracle<T: Real>(net: &Net, leaves: &Tensors<T>) -> Tensors<T> {
 /// reference tensor (or to a thousandth of the largest gradient, where the true
 /// one vanishes).
 pub fn differences<T: Real, U: Real>(got: &Tensors<T>, want: &Tensors<U>) -> BTreeMap<String, f64> {
-    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
+    assert_eq!(
+        got.keys().collect::<Vec<_>>(),
+        want.keys().collect::<Vec<_>>()
+    );
     let largest = |t: &Tensor<U>| t.data.iter().map(|v| v.to_f64().abs()).fold(0.0, f64::max);
     let floor = 1e-3 * want.values().map(largest).fold(0.0, f64::max);
     let one = |(name, w): (&String, &Tensor<U>)| {
@@ -211,7 +250,11 @@ pub fn differences<T: Real, U: Real>(got: &Tensors<T>, want: &Tensors<U>) -> BTr
         let mut worst = 0.0f64;
         for (a, b) in got[name].data.iter().zip(&w.data) {
             let e = (a.to_f64() - b.to_f64()).abs() / scale;
-            worst = if e.is_nan() { f64::INFINITY } else { worst.max(e) };
+            worst = if e.is_nan() {
+                f64::INFINITY
+            } else {
+                worst.max(e)
+            };
         }
         (name.clone(), worst)
     };
@@ -220,6 +263,8 @@ pub fn differences<T: Real, U: Real>(got: &Tensors<T>, want: &Tensors<U>) -> BTr
 
 /// The largest of [`differences`], and where.
 pub fn worst<T: Real>(got: &Tensors<T>, want: &Tensors<T>) -> (f64, String) {
-    let all = differences(got, want).into_iter().map(|(name, e)| (e, name));
+    let all = differences(got, want)
+        .into_iter()
+        .map(|(name, e)| (e, name));
     all.max_by(|a, b| a.0.total_cmp(&b.0)).expect("an output")
 }

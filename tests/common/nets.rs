@@ -2,8 +2,7 @@
 
 use proptest::prelude::*;
 use sstep_autodiff::{
-    Attention, ConvSpec, DType, NodeId, PoolSpec, Shape, Tape, TapeError,
-    UpsampleMode,
+    Attention, ConvSpec, DType, NodeId, PoolSpec, Shape, Tape, TapeError, UpsampleMode,
 };
 
 use super::Net;
@@ -96,22 +95,38 @@ impl Builder {
                     spec.pad_lo[i] = (a >> i) % 3;
                     spec.pad_hi[i] = (b >> i) % 3;
                 }
-                let each = if kind == 4 { 1 + a % 2 } else { 1 + (a + b) % 4 };
+                let each = if kind == 4 {
+                    1 + a % 2
+                } else {
+                    1 + (a + b) % 4
+                };
                 spec.groups = match kind {
                     4 => c,
                     3 if c % 2 == 0 => 2,
                     _ => 1,
                 };
-                let out = if spec.groups > 1 { spec.groups * each.min(2) } else { each };
+                let out = if spec.groups > 1 {
+                    spec.groups * each.min(2)
+                } else {
+                    each
+                };
                 let w = self.kernel(out, c / spec.groups, &k)?;
-                let bias = if b % 3 == 0 { Some(self.param(&[out])?) } else { None };
+                let bias = if b % 3 == 0 {
+                    Some(self.param(&[out])?)
+                } else {
+                    None
+                };
                 self.tape.conv(x, w, bias, spec)
             }
             5 => {
                 let k: Vec<usize> = (0..nd).map(|i| 1 + (a >> i) % 3).collect();
                 let out = 1 + b % 3;
                 let w = self.kernel(c, out, &k)?;
-                let bias = if b % 2 == 0 { Some(self.param(&[out])?) } else { None };
+                let bias = if b % 2 == 0 {
+                    Some(self.param(&[out])?)
+                } else {
+                    None
+                };
                 let mut spec = ConvSpec::default().strided(1 + a % 2);
                 for i in 0..nd {
                     spec.dilation[i] = 1 + (b >> (i + 1)) % 2;
@@ -121,10 +136,16 @@ impl Builder {
                 self.tape.conv_transpose(x, w, bias, spec)
             }
             6 | 7 => {
-                let mut pool = PoolSpec::new(2 + a % 2).strided(1 + b % 4).padded((a / 2) % 2);
+                let mut pool = PoolSpec::new(2 + a % 2)
+                    .strided(1 + b % 4)
+                    .padded((a / 2) % 2);
                 pool.pad_hi[0] += usize::from(pool.pad_lo[0] == 0 && a > 200);
                 pool.count_pad = b > 127;
-                if kind == 6 { self.tape.max_pool(x, pool) } else { self.tape.avg_pool(x, pool) }
+                if kind == 6 {
+                    self.tape.max_pool(x, pool)
+                } else {
+                    self.tape.avg_pool(x, pool)
+                }
             }
             8 => self.tape.relu(x),
             9 => match a % 6 {
@@ -181,7 +202,11 @@ impl Builder {
                 self.tape.mul(x, other)
             }
             20 | 21 => {
-                let mode = if kind == 20 { UpsampleMode::Nearest } else { UpsampleMode::Linear };
+                let mode = if kind == 20 {
+                    UpsampleMode::Nearest
+                } else {
+                    UpsampleMode::Linear
+                };
                 let elems = self.tape.ty(x).shape.elems();
                 if elems > 4000 {
                     return self.tape.tanh(x);
@@ -238,7 +263,13 @@ impl Builder {
                         let v = self.kernel(3, c, &ones)?;
                         let u = self.kernel(3, c, &ones)?;
                         let w = self.kernel(1, 3, &ones)?;
-                        let attention = Attention { v, v_bias: None, u, u_bias: None, w };
+                        let attention = Attention {
+                            v,
+                            v_bias: None,
+                            u,
+                            u_bias: None,
+                            w,
+                        };
                         self.tape.attention_pool(x, attention)?
                     }
                 };
@@ -276,7 +307,10 @@ impl Builder {
 
 /// Builds the net of a spec. Layers that do not fit are left out.
 pub fn build(spec: &NetSpec, dtype: DType, image_grad: bool) -> Net {
-    let mut b = Builder { tape: Tape::new(dtype), n: 0 };
+    let mut b = Builder {
+        tape: Tape::new(dtype),
+        n: 0,
+    };
     let dims = Shape::map(spec.batch, spec.channels, &spec.spatial);
     let image = if image_grad {
         b.tape.input_with_grad("image", dims.dims())
@@ -284,8 +318,13 @@ pub fn build(spec: &NetSpec, dtype: DType, image_grad: bool) -> Net {
         b.tape.input("image", dims.dims())
     };
     let image = image.expect("an image");
-    let w = b.kernel(2, spec.channels, &vec![1; spec.spatial.len()]).expect("a kernel");
-    let mut x = b.tape.conv(image, w, None, ConvSpec::default()).expect("a 1x1 conv");
+    let w = b
+        .kernel(2, spec.channels, &vec![1; spec.spatial.len()])
+        .expect("a kernel");
+    let mut x = b
+        .tape
+        .conv(image, w, None, ConvSpec::default())
+        .expect("a 1x1 conv");
     let mut maps = vec![x];
     for &layer in &spec.layers {
         if let Ok(y) = b.layer(layer, x, &maps) {
