@@ -114,6 +114,8 @@ const SMALL: Effort = Effort {
 /// How often a placement is asked again with a cap lowered by what packing
 /// lacked.
 const REPACKS: usize = 6;
+/// How often the smallest plan may still be undercut.
+const SHRINKS: usize = 24;
 
 struct Planner<'a> {
     program: &'a Program,
@@ -126,22 +128,14 @@ impl Planner<'_> {
     /// The fastest plan that fits; failing that the smallest one; failing that
     /// the error that names it.
     fn search(&self, grids: Grids, smallest: Grids) -> Result<Plan, PlanError> {
-        // Scratch helps kernels, but not at the price of the plan.
-        let workspace = self
-            .machine
-            .workspace_bytes
-            .min(self.budget.device_bytes / 16)
-            / 64
-            * 64;
-        if let Some(plan) = self.fastest(Fineness::Coarse, grids, workspace)? {
+        let quick = |cap| self.fastest(cap, Fineness::Coarse, grids, self.workspace_bytes(cap));
+        let cap = self.budget.device_bytes;
+        if let Some(plan) = quick(cap)? {
             return Ok(plan);
         }
-        let least = self.smallest(smallest)?;
-        if least.predicted.peak_bytes > self.budget.device_bytes {
-            return Err(self.infeasible(&least));
-        }
+        let least = self.least(self.smallest(smallest)?, &quick)?;
         for grids in [grids, smallest] {
-            if let Some(plan) = self.fastest(Fineness::Fine, grids, 0)? {
+            if let Some(plan) = self.fastest(cap, Fineness::Fine, grids, 0)? {
                 return Ok(plan);
             }
         }
@@ -150,57 +144,79 @@ impl Planner<'_> {
 
     /// One overlapped tile size for all: the one predicted fastest that fits.
     fn streaming(&self) -> Result<Plan, PlanError> {
-        let extents = self.program.nodes.iter().filter(|n| n.ty.is_map());
-        let largest = extents
+        let maps = self.program.nodes.iter().filter(|n| n.ty.is_map());
+        let largest = maps
             .flat_map(|n| n.ty.shape.spatial().to_vec())
             .max()
             .unwrap_or(1);
-        let mut best: Option<Plan> = None;
         let mut sizes = vec![largest];
         sizes.extend(tile::ladder(largest, (largest / 256).max(2)));
-        let mut least: Option<Plan> = None;
-        for t in sizes {
-            let workspace = self
-                .machine
-                .workspace_bytes
-                .min(self.budget.device_bytes / 16)
-                / 64
-                * 64;
-            if let Some(plan) = self.fastest(Fineness::Coarse, Grids::Fixed(t), workspace)? {
-                if best
-                    .as_ref()
-                    .is_none_or(|b| plan.predicted.secs < b.predicted.secs)
-                {
-                    best = Some(plan);
-                } else {
+        let quick = |cap| {
+            let mut best: Option<Plan> = None;
+            for &t in &sizes {
+                let workspace = self.workspace_bytes(cap);
+                let plan = self.fastest(cap, Fineness::Coarse, Grids::Fixed(t), workspace)?;
+                let secs = |p: &Plan| p.predicted.secs;
+                match (plan, &best) {
+                    (Some(plan), Some(b)) if secs(&plan) >= secs(b) => break,
+                    (Some(plan), _) => best = Some(plan),
                     // Smaller tiles only waste more halo.
-                    break;
-                }
-            } else if best.is_none() && t <= 64 {
-                let plan = self.smallest(Grids::Fixed(t))?;
-                let peak = |p: &Plan| p.predicted.peak_bytes;
-                if least.as_ref().is_none_or(|l| peak(&plan) < peak(l)) {
-                    least = Some(plan);
+                    (None, Some(_)) => break,
+                    (None, None) => {}
                 }
             }
+            Ok(best)
+        };
+        if let Some(plan) = quick(self.budget.device_bytes)? {
+            return Ok(plan);
         }
-        let fits = |p: &Plan| p.predicted.peak_bytes <= self.budget.device_bytes;
-        match (best, least) {
-            (Some(plan), _) => Ok(plan),
-            (None, Some(plan)) if fits(&plan) => Ok(plan),
-            (None, Some(plan)) => Err(self.infeasible(&plan)),
-            (None, None) => Err(self.infeasible(&self.smallest(Grids::Fixed(largest))?)),
+        let mut least = self.smallest(Grids::Fixed(largest))?;
+        for &t in sizes.iter().filter(|t| **t <= 64) {
+            let plan = self.smallest(Grids::Fixed(t))?;
+            if plan.predicted.peak_bytes < least.predicted.peak_bytes {
+                least = plan;
+            }
         }
+        self.least(least, &quick)
+    }
+
+    /// Scratch that kernels get under a cap: it helps them, but not at the price
+    /// of the plan.
+    fn workspace_bytes(&self, cap: u64) -> u64 {
+        self.machine.workspace_bytes.min(cap / 16) / 64 * 64
+    }
+
+    /// The smallest plan known: `least`, or what `quick` still finds below it.
+    ///
+    /// # Errors
+    /// [`PlanError::Infeasible`] if that is above the cap. It does not depend on
+    /// the cap, so whoever then gives what the error names gets a plan.
+    fn least(
+        &self,
+        mut least: Plan,
+        quick: &impl Fn(u64) -> Result<Option<Plan>, PlanError>,
+    ) -> Result<Plan, PlanError> {
+        for _ in 0..SHRINKS {
+            match quick(least.predicted.peak_bytes - 1)? {
+                Some(plan) => least = plan,
+                None => break,
+            }
+        }
+        if least.predicted.peak_bytes > self.budget.device_bytes {
+            return Err(self.infeasible(&least));
+        }
+        least.budget = self.budget;
+        Ok(least)
     }
 
     /// The fastest plan found within the cap.
     fn fastest(
         &self,
+        cap: u64,
         fineness: Fineness,
         grids: Grids,
         workspace_bytes: u64,
     ) -> Result<Option<Plan>, PlanError> {
-        let cap = self.budget.device_bytes;
         let mut aim = cap;
         self.with_problem(fineness, grids, workspace_bytes, |problem| {
             for _ in 0..REPACKS {
