@@ -523,6 +523,7 @@ fn bad_slides() {
     refuse(&train(&["--size", "4000x4000"]), 2, &["4000", "2220"]);
     refuse(&train(&["--level", "3"]), 2, &["no level 3"]);
     refuse(&train(&["--label", "2"]), 2, &["label 2"]);
+    refuse(&train(&["--model", "unet2d"]), 2, &["a label per pixel"]);
 }
 
 /// A tiled TIFF of one WebP tile.

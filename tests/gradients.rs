@@ -109,7 +109,11 @@ impl Checked {
         for _ in 0..DIRECTIONS {
             let mut direction = self.grads.clone();
             for d in direction.values_mut().flat_map(|t| &mut t.data) {
-                *d = if rng.bits() % 2 == 0 { 1.0 } else { -1.0 };
+                *d = if rng.bits().is_multiple_of(2) {
+                    1.0
+                } else {
+                    -1.0
+                };
             }
             count(self.along(&direction, norm(&self.grads), "all leaves"));
         }

@@ -214,6 +214,15 @@ impl Drop for OutDir {
 }
 
 fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
+    if config.model.name.starts_with("unet") {
+        return Err(Error::Usage {
+            reason: format!(
+                "{} wants a label per pixel, and labels.csv has one per slide: train it from Rust, \
+                 with a sstep::Trainer",
+                config.model.name
+            ),
+        });
+    }
     let rule = config.optimizer.rule()?;
     let slides = config.slides()?;
     // A truncated slide is found now and not hours later.

@@ -128,10 +128,10 @@ impl Builder {
                     None
                 };
                 let mut spec = ConvSpec::default().strided(1 + a % 2);
-                for i in 0..nd {
+                for (i, &taps) in k.iter().enumerate() {
                     spec.dilation[i] = 1 + (b >> (i + 1)) % 2;
-                    spec.pad_lo[i] = usize::from(k[i] > 1 && (b >> (i + 4)) % 2 == 1);
-                    spec.pad_hi[i] = usize::from(k[i] > 2 && (a >> (i + 4)) % 2 == 1);
+                    spec.pad_lo[i] = usize::from(taps > 1 && (b >> (i + 4)) % 2 == 1);
+                    spec.pad_hi[i] = usize::from(taps > 2 && (a >> (i + 4)) % 2 == 1);
                 }
                 self.tape.conv_transpose(x, w, bias, spec)
             }
@@ -252,7 +252,7 @@ impl Builder {
         let shape = self.tape.ty(x).shape;
         let (n, nd) = (shape.batch(), self.nd(x));
         match head {
-            0 | 1 | 2 | 3 => {
+            0..=3 => {
                 let pooled = match head {
                     0 => self.tape.global_mean(x)?,
                     1 => self.tape.global_max(x)?,
