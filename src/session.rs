@@ -85,7 +85,7 @@ struct Live<T: Element> {
 /// Optimiser state by parameter and slot.
 pub type OptimiserState<T> = BTreeMap<(String, usize), sstep_executor::Tensor<T>>;
 
-/// A network under a budget: see the [module](self).
+/// A network under a budget.
 ///
 /// ```
 /// use std::sync::Arc;

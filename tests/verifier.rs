@@ -149,31 +149,27 @@ fn shrink_buffer(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Dama
     )
 }
 
-fn shrink_window(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn shrink_window(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |i| matches!(i.value, Value::Window { .. }))?;
     let n_axes = plan.program.n_axes();
-    let Value::Window { buffer, capacity } = &mut plan.stages[s].items[i].value else {
+    let Value::Window { capacity, .. } = &mut plan.stages[s].items[i].value else {
         return None;
     };
     let axis = rng.below(n_axes);
     // A capacity is the largest extent that the window ever has.
     capacity[axis] = capacity[axis].checked_sub(1)?;
-    let certain = events.is_used(*buffer);
-    damage(
-        format!("window {s}/{i} narrowed along axis {axis}"),
-        certain,
-    )
+    damage(format!("window {s}/{i} narrowed along axis {axis}"), true)
 }
 
-fn widen_window(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn widen_window(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |i| matches!(i.value, Value::Window { .. }))?;
     let axis = rng.below(plan.program.n_axes());
     let item = &mut plan.stages[s].items[i];
-    let Value::Window { buffer, capacity } = &mut item.value else {
+    let Value::Window { capacity, .. } = &mut item.value else {
         return None;
     };
     let by = [1, 1000, usize::MAX / 2][rng.below(3)];
-    let certain = events.is_used(*buffer);
+    let certain = capacity.iter().all(|&c| c > 0);
     capacity[axis] = capacity[axis].saturating_add(by);
     damage(
         format!("window {s}/{i} widened along axis {axis} by {by}"),
@@ -191,23 +187,32 @@ fn makes(plan: &Plan, s: usize) -> BTreeSet<NodeIx> {
     made.map(|i| i.node).collect()
 }
 
-fn swap_stages(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+/// What a stage reads that others made.
+fn reads(plan: &Plan, s: usize) -> BTreeSet<NodeIx> {
+    let mut out = BTreeSet::new();
+    for item in &plan.stages[s].items {
+        if matches!(item.role, ItemRole::Supply(_)) {
+            out.insert(item.node);
+        } else {
+            let inputs = plan.program.node(item.node).inputs.iter().copied();
+            out.extend(inputs.filter(|&n| !plan.program.node(n).ty.is_map()));
+        }
+    }
+    out
+}
+
+fn swap_stages(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let n = plan.stages.len();
     let first = rng.below(n);
     let second = (first + 1 + rng.below(3)).min(n - 1);
-    let read: BTreeSet<NodeIx> = events.reads[first..=second]
-        .iter()
-        .skip(1)
-        .flatten()
-        .copied()
-        .collect();
+    let read: BTreeSet<NodeIx> = (first + 1..=second).flat_map(|s| reads(plan, s)).collect();
     let made = makes(plan, first);
     plan.stages.swap(first, second);
     let certain = first != second && !made.is_disjoint(&read);
     damage(format!("stages {first} and {second} swapped"), certain)
 }
 
-fn drop_stage(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn drop_stage(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let s = rng.below(plan.stages.len());
     let mut wanted: BTreeSet<NodeIx> = (s + 1..plan.stages.len())
         .flat_map(|s| reads(plan, s))
@@ -227,26 +232,18 @@ fn duplicate_stage(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage>
     damage(format!("stage {s} run twice"), certain)
 }
 
-/// Whether a stage reads a stored map from this home.
-fn reads_from(plan: &Plan, events: &Events, s: usize, n: NodeIx, home: Home) -> bool {
-    events.reads[s].contains(&n)
-        && plan.stages[s]
-            .items
-            .iter()
-            .any(|i| i.node == n && i.role == ItemRole::Supply(home))
-}
-
 /// Whether anybody reads a stored map from this home.
-fn is_read_from(plan: &Plan, events: &Events, n: NodeIx, home: Home) -> bool {
-    (0..plan.stages.len()).any(|s| reads_from(plan, events, s, n, home))
+fn is_read_from(plan: &Plan, n: NodeIx, home: Home) -> bool {
+    let mut items = plan.stages.iter().flat_map(|s| &s.items);
+    items.any(|i| i.node == n && i.role == ItemRole::Supply(home))
         || plan.map_outputs.contains(&(n, home))
 }
 
-fn drop_store(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn drop_store(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |i| !i.stores.is_empty())?;
     let stores = &mut plan.stages[s].items[i].stores;
     let home = stores.remove(rng.below(stores.len()));
-    let certain = is_read_from(plan, events, plan.stages[s].items[i].node, home);
+    let certain = is_read_from(plan, plan.stages[s].items[i].node, home);
     damage(format!("store {s}/{i} to {home:?} dropped"), certain)
 }
 
@@ -308,7 +305,7 @@ fn change_role(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     )
 }
 
-fn retarget_supply(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn retarget_supply(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |i| matches!(i.role, ItemRole::Supply(_)))?;
     let (n, from) = (plan.stages[s].items[i].node, plan.stages[s].items[i].role);
     let to = match rng.below(2) {
@@ -329,7 +326,7 @@ fn retarget_supply(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Da
     )
 }
 
-fn retarget_store(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn retarget_store(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |i| !i.stores.is_empty())?;
     let to = match rng.below(3) {
         0 => Home::Source,
@@ -338,7 +335,7 @@ fn retarget_store(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Dam
     };
     let n = plan.stages[s].items[i].node;
     let from = std::mem::replace(&mut plan.stages[s].items[i].stores[0], to);
-    let certain = to == Home::Source || (from != to && is_read_from(plan, events, n, from));
+    let certain = to == Home::Source || (from != to && is_read_from(plan, n, from));
     damage(
         format!("store {s}/{i} to {to:?} instead of {from:?}"),
         certain,
@@ -375,7 +372,7 @@ fn swap_values(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     damage(format!("values {s}/{i} and {s}/{j} swapped"), false)
 }
 
-fn release_host_early(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn release_host_early(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let h = rng.below(plan.host.len().max(1));
     plan.host.get(h)?;
     let home = Home::Host(HostIx(h as u32));
@@ -395,11 +392,11 @@ fn release_host_early(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option
     )
 }
 
-fn retarget_host_tensor(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+fn retarget_host_tensor(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let h = rng.below(plan.host.len().max(1));
     let n = NodeIx(rng.below(plan.program.nodes.len() + 1) as u32);
     let tensor = plan.host.get_mut(h)?;
-    let certain = tensor.node != n && events.is_stored(h);
+    let certain = tensor.node != n;
     tensor.node = n;
     damage(format!("host tensor {h} is of node {}", n.0), certain)
 }

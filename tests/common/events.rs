@@ -1,10 +1,10 @@
 //! When each buffer of a plan is read and written: a second opinion on
 //! lifetimes, from the instructions alone.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use sstep_planner::{At, BufferIx, Home, Instr, ItemRole, NodeIx, Plan, Value};
+use sstep_planner::{At, BufferIx, Home, Instr, NodeIx, Plan, Value};
 
 /// Reads and writes of one buffer as instruction numbers, ascending. The state
 /// before the first instruction is number 0, the end comes after the last.
@@ -19,8 +19,6 @@ pub struct Events {
     uses: Vec<Uses>,
     /// First store and release of each host tensor.
     host: Vec<(Option<u64>, u64)>,
-    /// Per stage: flat tensors and stored maps that some instruction reads.
-    pub reads: Vec<BTreeSet<NodeIx>>,
 }
 
 impl Events {
@@ -29,7 +27,6 @@ impl Events {
             plan,
             uses: vec![Uses::default(); plan.buffers.len()],
             host: vec![(None, u64::MAX); plan.host.len()],
-            reads: vec![BTreeSet::new(); plan.stages.len()],
             now: 0,
             stage: None,
             values: HashMap::new(),
@@ -69,11 +66,6 @@ impl Events {
         })
     }
 
-    /// Whether a host tensor is ever written.
-    pub fn is_stored(&self, host: usize) -> bool {
-        self.host[host].0.is_some()
-    }
-
     /// Most host bytes held at once.
     pub fn host_peak_bytes(&self, plan: &Plan) -> u64 {
         let from = self.host.iter().filter_map(|(from, _)| *from);
@@ -90,11 +82,10 @@ struct Walk<'a> {
     plan: &'a Plan,
     uses: Vec<Uses>,
     host: Vec<(Option<u64>, u64)>,
-    reads: Vec<BTreeSet<NodeIx>>,
     now: u64,
     stage: Option<u32>,
-    /// Buffer of each node in the running stage, and whether it is supplied.
-    values: HashMap<NodeIx, (BufferIx, bool)>,
+    /// Buffer of each node in the running stage.
+    values: HashMap<NodeIx, BufferIx>,
 }
 
 impl Walk<'_> {
@@ -168,14 +159,10 @@ impl Walk<'_> {
         self.own(at);
         let n = self.plan.stages[at.stage as usize].items[at.item as usize].node;
         for &input in &self.plan.program.node(n).inputs {
-            let (b, supplied) = if self.plan.program.node(input).ty.is_map() {
-                self.values[&input]
+            if self.plan.program.node(input).ty.is_map() {
+                self.read(self.values[&input]);
             } else {
-                (self.flat(input), true)
-            };
-            self.read(b);
-            if supplied {
-                self.reads[at.stage as usize].insert(input);
+                self.read(self.flat(input));
             }
         }
     }
@@ -214,9 +201,6 @@ impl Walk<'_> {
                     self.scratch();
                 }
                 let own = self.own(at);
-                if matches!(instr, Instr::Fetch { .. }) {
-                    self.reads[at.stage as usize].insert(item(at).node);
-                }
                 let whole = matches!(item(at).value, Value::Whole(_));
                 if whole || region != present {
                     self.extend(own);
