@@ -4,7 +4,8 @@
 //! instructions one by one with its own picture of what every byte range holds,
 //! and knows of an op only what the tape says it reads. A plan is accepted if
 //!
-//! - every buffer lies within the cap and is large enough for what it holds;
+//! - every buffer is aligned, lies within the cap and is large enough for what
+//!   it holds;
 //! - every region an instruction reads is there: written before, and not
 //!   overwritten since by any buffer that shares bytes with it;
 //! - every element of a stored map is written exactly once before it is read
@@ -23,6 +24,9 @@ use crate::instr::{At, Instr};
 use crate::plan::{BufferIx, Home, HostIx, ItemRole, Plan, Value};
 use crate::program::NodeIx;
 use crate::stage::Role;
+
+/// What every buffer is aligned to, in bytes: kernels load whole vectors.
+const ALIGN: u64 = 64;
 
 /// Why a plan was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +147,12 @@ impl<'a> Judge<'a> {
         for (k, &i) in by_offset.iter().enumerate() {
             let a = &plan.buffers[i];
             let end = a.offset.checked_add(a.bytes).ok_or("an offset overflows")?;
+            if !a.offset.is_multiple_of(ALIGN) {
+                return Err(format!(
+                    "buffer {i} at {} is not aligned to {ALIGN}",
+                    a.offset
+                ));
+            }
             if end > cap {
                 return Err(format!(
                     "buffer {i} ends at {end}, beyond the cap of {cap} bytes"
