@@ -1,10 +1,10 @@
 //! When each buffer of a plan is read and written: a second opinion on
 //! lifetimes, from the instructions alone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
-use sstep_planner::{At, BufferIx, Home, Instr, NodeIx, Plan, Value};
+use sstep_planner::{At, BufferIx, Home, Instr, ItemRole, NodeIx, Plan, StageItem, Value};
 
 /// Reads and writes of one buffer as instruction numbers, ascending. The state
 /// before the first instruction is number 0, the end comes after the last.
@@ -19,6 +19,8 @@ pub struct Events {
     uses: Vec<Uses>,
     /// First store and release of each host tensor.
     host: Vec<(Option<u64>, u64)>,
+    /// Per stage: flat tensors and stored maps that some instruction reads.
+    pub reads: Vec<BTreeSet<NodeIx>>,
 }
 
 impl Events {
@@ -27,6 +29,7 @@ impl Events {
             plan,
             uses: vec![Uses::default(); plan.buffers.len()],
             host: vec![(None, u64::MAX); plan.host.len()],
+            reads: vec![BTreeSet::new(); plan.stages.len()],
             now: 0,
             stage: None,
             values: HashMap::new(),
@@ -42,6 +45,7 @@ impl Events {
         Events {
             uses: walk.uses,
             host: walk.host,
+            reads: walk.reads,
         }
     }
 
@@ -66,6 +70,11 @@ impl Events {
         })
     }
 
+    /// Whether a host tensor is ever written.
+    pub fn is_stored(&self, host: usize) -> bool {
+        self.host[host].0.is_some()
+    }
+
     /// Most host bytes held at once.
     pub fn host_peak_bytes(&self, plan: &Plan) -> u64 {
         let from = self.host.iter().filter_map(|(from, _)| *from);
@@ -82,10 +91,11 @@ struct Walk<'a> {
     plan: &'a Plan,
     uses: Vec<Uses>,
     host: Vec<(Option<u64>, u64)>,
+    reads: Vec<BTreeSet<NodeIx>>,
     now: u64,
     stage: Option<u32>,
-    /// Buffer of each node in the running stage.
-    values: HashMap<NodeIx, BufferIx>,
+    /// Buffer of each node in the running stage, and whether it is supplied.
+    values: HashMap<NodeIx, (BufferIx, bool)>,
 }
 
 impl Walk<'_> {
@@ -147,10 +157,11 @@ impl Walk<'_> {
         let items = &self.plan.stages[at.stage as usize].items;
         if self.stage != Some(at.stage) {
             self.stage = Some(at.stage);
-            self.values = items
-                .iter()
-                .map(|i| (i.node, buffer_of(&i.value)))
-                .collect();
+            let value = |i: &StageItem| {
+                let supplied = matches!(i.role, ItemRole::Supply(_));
+                (i.node, (buffer_of(&i.value), supplied))
+            };
+            self.values = items.iter().map(value).collect();
         }
         buffer_of(&items[at.item as usize].value)
     }
@@ -159,10 +170,14 @@ impl Walk<'_> {
         self.own(at);
         let n = self.plan.stages[at.stage as usize].items[at.item as usize].node;
         for &input in &self.plan.program.node(n).inputs {
-            if self.plan.program.node(input).ty.is_map() {
-                self.read(self.values[&input]);
+            let (b, supplied) = if self.plan.program.node(input).ty.is_map() {
+                self.values[&input]
             } else {
-                self.read(self.flat(input));
+                (self.flat(input), true)
+            };
+            self.read(b);
+            if supplied {
+                self.reads[at.stage as usize].insert(input);
             }
         }
     }
@@ -201,6 +216,9 @@ impl Walk<'_> {
                     self.scratch();
                 }
                 let own = self.own(at);
+                if matches!(instr, Instr::Fetch { .. }) {
+                    self.reads[at.stage as usize].insert(item(at).node);
+                }
                 let whole = matches!(item(at).value, Value::Whole(_));
                 if whole || region != present {
                     self.extend(own);
