@@ -132,6 +132,9 @@ pub struct TrainConfig {
     /// Steps in all.
     #[serde(default = "ten")]
     pub steps: u64,
+    /// Slides per step; they must have one size.
+    #[serde(default = "one")]
+    pub batch: usize,
     /// Seed of parameters, order and dropout.
     #[serde(default)]
     pub seed: u64,
@@ -155,6 +158,10 @@ pub struct TrainConfig {
     /// The learning rate over the run.
     #[serde(default)]
     pub schedule: Schedule,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn ten() -> u64 {

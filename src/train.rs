@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sstep_executor::{Measured, Progress};
+use sstep_executor::source::StackSource;
+use sstep_executor::{Feed, Measured, Progress, Tensor};
 use sstep_planner::Plan;
 
-use crate::data::{Dataset, sample_of};
+use crate::data::{Dataset, Sample, sample_of};
 use crate::error::Error;
 use crate::optim::Schedule;
 use crate::params::{self, Element, TensorFile};
@@ -25,6 +26,8 @@ const STATE: &str = "optimizer/";
 pub struct TrainOptions {
     /// Steps in all, those before a checkpoint included.
     pub steps: u64,
+    /// Samples per step; they must have one shape.
+    pub batch: usize,
     /// Base learning rate.
     pub lr: f64,
     /// What fraction of it each step gets.
@@ -44,6 +47,7 @@ impl TrainOptions {
     pub fn new(steps: u64, lr: f64) -> Self {
         TrainOptions {
             steps,
+            batch: 1,
             lr,
             schedule: Schedule::Constant,
             seed: 0,
@@ -67,8 +71,9 @@ pub struct TrainStep {
     pub lr: f64,
     /// Loss.
     pub loss: f64,
-    /// Class that the network thought most likely before this step's update.
-    pub class: Option<usize>,
+    /// For each sample of the batch, the class that the network thought most
+    /// likely before this step's update; empty if it has no such thing.
+    pub classes: Vec<usize>,
     /// What the step took.
     pub measured: Measured,
     /// The plan it carried out.
@@ -200,8 +205,7 @@ impl<T: Element> Trainer<T> {
         let mut planned: Vec<Vec<usize>> = Vec::new();
         while self.session.n_steps() < self.options.steps {
             let step = self.session.n_steps();
-            let index = sample_of(step, self.data.len(), self.options.seed);
-            let sample = self.data.open(index)?;
+            let sample = self.batch(step)?;
             let shape = sample.image.shape().dims().to_vec();
             if !planned.contains(&shape) {
                 tell(TrainEvent::Planning {
@@ -232,7 +236,7 @@ impl<T: Element> Trainer<T> {
                 sample: sample.name,
                 lr,
                 loss,
-                class: logits.and_then(|t| largest(&t.data)),
+                classes: logits.map_or(Vec::new(), |t| classes(&t)),
                 measured: report.measured,
                 plan,
             };
@@ -255,6 +259,20 @@ impl<T: Element> Trainer<T> {
             }
         }
         Ok(())
+    }
+
+    /// The samples of a step as one.
+    fn batch(&self, step: u64) -> Result<Sample<T>, Error> {
+        let n = self.options.batch.max(1);
+        let mut samples = Vec::with_capacity(n);
+        for i in 0..n as u64 {
+            let at = step * n as u64 + i;
+            samples.push(
+                self.data
+                    .open(sample_of(at, self.data.len(), self.options.seed))?,
+            );
+        }
+        stack(samples)
     }
 
     fn save(&mut self, tell: &mut dyn FnMut(TrainEvent<'_>)) -> Result<(), Error> {
@@ -292,16 +310,54 @@ impl<T: Element> Trainer<T> {
     }
 }
 
-/// Index of the largest of a single sample's logits; `None` if one is no number.
-fn largest<T: Element>(logits: &[T]) -> Option<usize> {
-    let mut best: Option<(usize, T)> = None;
-    for (i, &value) in logits.iter().enumerate() {
-        if value.is_nan() {
-            return None;
-        }
-        if best.is_none_or(|(_, b)| value > b) {
-            best = Some((i, value));
+/// Several samples as a batch; one stays as it is.
+fn stack<T: Element>(mut samples: Vec<Sample<T>>) -> Result<Sample<T>, Error> {
+    if samples.len() == 1
+        && let Some(only) = samples.pop()
+    {
+        return Ok(only);
+    }
+    let name = samples
+        .iter()
+        .map(|s| s.name.as_str())
+        .collect::<Vec<_>>()
+        .join(" + ");
+    let images = samples.iter().map(|s| Arc::clone(&s.image)).collect();
+    let (mut flat, mut maps) = (Vec::new(), Vec::new());
+    for sample in samples {
+        match sample.label {
+            Feed::Flat(values) => flat.extend(values),
+            Feed::Source(map) => maps.push(map),
         }
     }
-    best.map(|(i, _)| i)
+    let label = match (flat.is_empty(), maps.is_empty()) {
+        (_, true) => Feed::Flat(flat),
+        (true, false) => Feed::Source(Arc::new(StackSource::new(maps)?)),
+        (false, false) => {
+            return Err(Error::usage(
+                "a batch has labels either per image or per pixel",
+            ));
+        }
+    };
+    Ok(Sample {
+        name,
+        image: Arc::new(StackSource::new(images)?),
+        label,
+    })
+}
+
+/// Index of the largest logit of each sample.
+fn classes<T: Element>(logits: &Tensor<T>) -> Vec<usize> {
+    let largest = |row: &[T]| {
+        let by_value = |a: &(usize, &T), b: &(usize, &T)| a.1.to_f64().total_cmp(&b.1.to_f64());
+        row.iter()
+            .enumerate()
+            .max_by(by_value)
+            .map_or(0, |(i, _)| i)
+    };
+    logits
+        .data
+        .chunks(logits.shape.channels().max(1))
+        .map(largest)
+        .collect()
 }

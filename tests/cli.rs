@@ -583,6 +583,12 @@ warmup = 1
     );
     let text = answer(&["train", &path]);
     assert!(text.contains("step    2/2"), "{text}");
+    // Both slides in every step.
+    let text = answer(&["train", &path, "--batch", "2", "--json"]);
+    assert!(
+        text.contains("CMU-1-Small-Region.svs + CMU-1-Small-Region.svs"),
+        "{text}"
+    );
 
     let typo = scratch.write("typo.toml", config.replace("warmup", "warm_up"));
     refuse(&["train", &typo], 2, &["typo.toml", "warm_up"]);

@@ -300,6 +300,27 @@ impl<'a, T: Real> Out<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(at), len) }
     }
 
+    /// The part of sample `n`, as a batch of one.
+    ///
+    /// # Panics
+    /// If the sample is not present.
+    pub fn sample(&mut self, n: usize) -> Out<'_, T> {
+        let mut layout = self.layout;
+        let batch = layout.present.0[0];
+        assert!(
+            (batch.lo..batch.hi).contains(&n),
+            "sample {n} lies outside the view's {batch:?}"
+        );
+        let stride = layout.strides[0];
+        layout.shape = Shape::map(1, layout.shape.channels(), layout.shape.spatial());
+        layout.dims[0] = 1;
+        layout.present.0[0] = Span::new(0, 1);
+        layout.len = stride;
+        // SAFETY: a present sample's elements lie within the buffer, and they
+        // are lent for as long as `self` is.
+        unsafe { Out::from_raw(layout, self.base.add((n - batch.lo) * stride)) }
+    }
+
     /// All elements of a dense whole tensor, in order.
     pub fn flat(&mut self) -> &mut [T] {
         debug_assert_eq!(self.layout.len, self.layout.shape.elems());

@@ -68,6 +68,9 @@ pub struct Args {
     /// Steps in all [default: 10].
     #[arg(long, value_name = "N", help_heading = "Training")]
     steps: Option<u64>,
+    /// Slides per step, all of one size [default: 1].
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    batch: Option<usize>,
     /// Learning rate [default: 0.001].
     #[arg(long, help_heading = "Training", allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -135,6 +138,7 @@ fn configure(args: &Args) -> Result<TrainConfig, Error> {
     over(&mut config.memory.strategy, &args.strategy);
     over(&mut config.image.level, &args.level);
     over(&mut config.steps, &args.steps);
+    over(&mut config.batch, &args.batch);
     over(&mut config.optimizer.lr, &args.lr);
     over(&mut config.seed, &args.seed);
     for (slot, given) in [(&mut config.out, &args.out), (&mut config.init, &args.init)] {
@@ -157,6 +161,7 @@ fn from_flags(data: PathBuf, model: ModelSpec, budget: ByteSize) -> TrainConfig 
         label: None,
         out: None,
         steps: 10,
+        batch: 1,
         seed: 0,
         checkpoint_every: 10,
         init: None,
@@ -249,11 +254,17 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
     };
     let mut session = Session::<T>::new(config.model.clone(), options)?;
     if let Some(path) = config.init.as_ref().filter(|_| !args.resume) {
-        load_init(&mut session, path, &slides)?;
+        load_init(&mut session, path, &slides, config.batch)?;
     }
-    let about = json!({ "model": config.model, "optimizer": rule, "seed": config.seed });
+    let about = json!({
+        "model": config.model,
+        "optimizer": rule,
+        "seed": config.seed,
+        "batch": config.batch,
+    });
     let options = TrainOptions {
         steps: config.steps,
+        batch: config.batch,
         lr: config.optimizer.lr,
         schedule: config.schedule,
         seed: config.seed,
@@ -293,10 +304,13 @@ fn load_init<T: Element>(
     session: &mut Session<T>,
     path: &Path,
     slides: &Slides,
+    batch: usize,
 ) -> Result<(), Error> {
     let file = TensorFile::open(path)?;
-    let shape = Dataset::<T>::open(slides, 0)?.image.shape();
-    let matched = file.matching(session.param_shapes(shape.dims())?)?;
+    let mut image = Dataset::<T>::open(slides, 0)?.image.shape().dims().to_vec();
+    // The plan made here for the names is the one that training needs.
+    image[0] = batch.max(1);
+    let matched = file.matching(session.param_shapes(&image)?)?;
     if matched.tensors.is_empty() {
         return Err(Error::TensorNames {
             path: path.to_path_buf(),
@@ -377,7 +391,7 @@ fn step_json(step: &TrainStep) -> serde_json::Value {
         "loss": step.loss,
         "lr": step.lr,
         "sample": step.sample,
-        "class": step.class,
+        "classes": step.classes,
         "report": Report::new(&step.plan, &step.measured),
     })
 }

@@ -176,6 +176,18 @@ pub enum SourceError {
         /// Number of elements given.
         found: usize,
     },
+    /// Images of different shapes in one batch.
+    #[error(
+        "a batch holds images of one shape, but its first has {first} and number {index} has {found}"
+    )]
+    Stack {
+        /// Shape of the first.
+        first: Shape,
+        /// Which one differs, from 0.
+        index: usize,
+        /// Its shape.
+        found: String,
+    },
     /// A region that the source does not have.
     #[error("region {region} lies outside the source of shape {shape}")]
     Outside {

@@ -18,6 +18,7 @@ mod error;
 mod file;
 mod readahead;
 mod slide;
+mod stack;
 
 use sstep_autodiff::{Region, Shape};
 use sstep_kernels::{Out, Real};
@@ -26,6 +27,7 @@ pub use array::ArraySource;
 pub use error::SourceError;
 pub use file::{Compression, LevelInfo, SlideFile, SlideInfo};
 pub use slide::{Crop, SlideOptions, SlideSource};
+pub use stack::StackSource;
 
 /// Where a network's map input comes from: read by region, never held whole.
 pub trait TileSource<T: Real>: Send + Sync {
