@@ -38,7 +38,7 @@ struct Args {
     /// Host memory for tensors moved off the device.
     #[arg(long, default_value = "8GiB")]
     host: ByteSize,
-    /// Steps [default: 8; 10 with --fast].
+    /// Steps [default: 6; 10 with --fast].
     #[arg(long)]
     steps: Option<u64>,
     /// Slides per step: 2 shows both labels to every step [default: 1; 2 with --fast].
@@ -87,7 +87,7 @@ fn run(args: &Args) -> Result<(), Error> {
         .unwrap_or(ByteSize(if args.fast { 64 << 20 } else { 256 << 20 }));
     let batch = args.batch.unwrap_or(if args.fast { 2 } else { 1 });
     let lr = args.lr.unwrap_or(if args.fast { 5e-4 } else { 3e-4 });
-    let steps = args.steps.unwrap_or(if args.fast { 10 } else { 8 });
+    let steps = args.steps.unwrap_or(if args.fast { 10 } else { 6 });
 
     let real = args.data.join("CMU-1-Small-Region.svs");
     let info = SlideFile::open(&real)?.info().clone();
