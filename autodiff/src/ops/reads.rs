@@ -5,7 +5,7 @@
 
 use crate::op::Op;
 use crate::region::AxisRead;
-use crate::ty::Ty;
+use crate::ty::{DType, Ty};
 
 use super::upsample::UpsampleMode;
 
@@ -17,6 +17,9 @@ pub enum ReductionState {
     /// Into this many doubles, turned into the output after the last tile.
     F64(usize),
 }
+
+/// Elements up to which a weight's gradient is accumulated in doubles.
+const FEW_WEIGHTS: usize = 1 << 14;
 
 impl Op {
     /// For a reduction that turns a map into a flat tensor: the input over
@@ -32,11 +35,18 @@ impl Op {
         }
     }
 
-    /// How a reduction over maps keeps its partial result between tiles.
+    /// How a reduction over maps keeps its partial result between tiles: in
+    /// doubles, so that it does not matter how many tiles there are. Weights of
+    /// many elements are the exception, where three times the memory would cost
+    /// more than it gains: they belong to deep layers with small maps, or to
+    /// large tiles, and so to few sums.
     pub fn reduction_state(&self, out: &Ty) -> ReductionState {
         let n = out.shape.elems();
         match self {
-            Op::ConvWeightGrad(_) => ReductionState::InPlace,
+            // Doubles add nothing to doubles.
+            Op::ConvWeightGrad(_) if out.dtype == DType::F64 || n > FEW_WEIGHTS => {
+                ReductionState::InPlace
+            }
             Op::SpatialLse => ReductionState::F64(2 * n),
             // Count, mean and centred sum of squares per group.
             Op::Moments(_) => ReductionState::F64(n / 2 * 3),

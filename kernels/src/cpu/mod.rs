@@ -316,11 +316,20 @@ fn accumulate_of<T: Real>(
         (Reduction::ConvWeightGrad(a), State::InPlace(w)) => {
             return conv::weight_grad(a, job, w, workspace);
         }
+        (Reduction::ConvWeightGrad(a), State::F64(sums)) => {
+            // Few elements: see `Op::reduction_state`.
+            let mut tile = vec![T::ZERO; sums.len()];
+            conv::weight_grad(a, job, &mut tile, workspace);
+            for (sum, w) in sums.iter_mut().zip(&tile) {
+                *sum += w.to_f64();
+            }
+            return;
+        }
         (_, State::F64(s)) => s,
         (_, State::InPlace(_)) => panic!("{:?} accumulates into doubles", job.op),
     };
     match reduction {
-        Reduction::ConvWeightGrad(_) => panic!("{:?} accumulates in place", job.op),
+        Reduction::ConvWeightGrad(_) => unreachable!("weight gradients returned above"),
         Reduction::Sum { keep_batch } => reduce::sum(&inputs[0], region, keep_batch, s),
         Reduction::GlobalMax => reduce::global_max(&inputs[0], region, s),
         Reduction::Lse => reduce::lse(&inputs[0], region, s),

@@ -3,7 +3,8 @@
 //! A block should be large, because its halo is copied without use and its
 //! weights are read once per block, and small, because its panel must stay in
 //! the second-level cache and every thread wants work. All shapes of a short
-//! ladder are tried against a rough cost; the choice affects speed only.
+//! ladder are tried against a rough cost; the choice affects speed, and how long
+//! sums over positions get.
 
 use super::panel::Extents;
 use crate::view::Box4;
@@ -48,6 +49,8 @@ pub(super) struct Job {
     pub(super) workers: usize,
     /// Most floats of a panel and what is kept besides.
     pub(super) budget: usize,
+    /// Most positions of a block.
+    pub(super) positions: usize,
 }
 
 /// The chosen cut.
@@ -78,6 +81,9 @@ impl Blocks {
         for &(d, d_len) in &sizes[0] {
             for &(h, h_len) in &sizes[1] {
                 for &(w, w_len) in &sizes[2] {
+                    if d * h * w > job.positions {
+                        continue;
+                    }
                     let extents = Extents::new([d_len, h_len, w_len]);
                     let extra = job.extra * d * h * w.next_multiple_of(8);
                     let left = job.budget.saturating_sub(extra + extents.floats(0));

@@ -60,6 +60,7 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         sets,
         workers: wanted,
         budget: tasks::share(scratch.len(), wanted).min(blocks::PANEL_FLOATS),
+        positions: usize::MAX,
     };
     let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
         return false;

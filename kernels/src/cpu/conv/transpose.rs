@@ -89,6 +89,7 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
         sets,
         workers: wanted,
         budget: tasks::share(scratch.len(), wanted).min(blocks::PANEL_FLOATS),
+        positions: usize::MAX,
     };
     // Where a block begins decides how many sources its phases span.
     let longest = |s: usize, n: usize| {

@@ -5,7 +5,7 @@
 //! offset, so four channels of `ȳ` by three (channel, tap) columns are twelve
 //! accumulators that stay in registers while the rows of the block stream by.
 //!
-//! **Accuracy.** A register lane sums a block, at most a few hundred products;
+//! **Accuracy.** A register lane sums a block, at most 128 products;
 //! the blocks are added up in doubles where the scratch has room for them, and
 //! each task adds its part to `w` once per call. Tasks own ranges of weights and all walk the
 //! positions in one order, which depends on the region and on the scratch per
@@ -33,6 +33,11 @@ fn most_channels(g: &Geom) -> (usize, usize) {
 /// Most floats of both panels. They are streamed through, and may be larger than
 /// those that tiles jump around in.
 const PANEL_FLOATS: usize = 80 << 10;
+
+/// Most positions of a block: 128 products a lane. Gradients cancel, most of all
+/// where a softmax over space is above, and what a longer sum loses would be all
+/// of the result.
+const POSITIONS: usize = 128 * LANES;
 
 /// So many blocks are added to `w` one by one.
 const FEW_BLOCKS: usize = 4;
@@ -74,6 +79,7 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
         budget: share
             .saturating_sub(sums_floats + dots_floats)
             .min(PANEL_FLOATS),
+        positions: POSITIONS,
     };
     let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
         return false;
