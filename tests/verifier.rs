@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::events::{Events, buffer_of};
 use common::nets::{build, net_specs};
-use common::{AMPLE, HOW, Net, Rng, Tensors, cases, leaves, oracle, ready, worst};
+use common::{AMPLE, HOW, Net, Rng, Tensors, config, leaves, oracle, ready, worst};
 use proptest::prelude::*;
 use sstep_autodiff::{DType, Op, ReductionState};
 use sstep_executor::StepHow;
@@ -121,7 +121,12 @@ fn move_buffer_onto_another(plan: &mut Plan, events: &Events, rng: &mut Rng) -> 
     let into = plan.buffer(a).bytes.saturating_sub(1) / 64 * 64 * (rng.bits() % 2);
     plan.buffers[b.0 as usize].offset = plan.buffer(a).offset + into;
     let certain = events.clobbers(a, b) || events.clobbers(b, a);
-    damage(format!("buffer {} moved onto {}", b.0, a.0), certain)
+    let name = |b: BufferIx| {
+        let buffer = plan.buffer(b);
+        let node = buffer.node.map(|n| &plan.program.node(n).name);
+        format!("buffer {} ({:?} of {node:?})", b.0, buffer.purpose)
+    };
+    damage(format!("{} moved onto {}", name(b), name(a)), certain)
 }
 
 fn move_buffer_out_of_the_arena(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
@@ -661,9 +666,10 @@ fn check(plan: &Plan, values: &Tensors<f64>, want: &Tensors<f64>, seed: u64) {
                 {
                     Err(e) => panic!("{what}: accepted, but the executor says: {e}"),
                     Ok(got) => {
+                        // A lost tile is off by far more than any rounding.
                         let (error, name) = worst(&got, want);
                         assert!(
-                            error <= 1e-12,
+                            error <= 1e-9,
                             "{what}: accepted, but {name} is off by {error:e}"
                         );
                     }
@@ -688,12 +694,7 @@ fn with_updates(mut net: Net, seed: u64) -> Net {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: cases(50),
-        max_shrink_iters: 200,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(config(50))]
 
     /// At least a thousand damaged plans: fifty networks, forty each, of which
     /// some have nothing to damage.

@@ -1,116 +1,17 @@
-//! The judge: accepts a plan only if carrying it out computes the program.
-//!
-//! It shares no code with the passes that made the plan. It walks the
-//! instructions one by one with its own picture of what every byte range holds,
-//! and knows of an op only what the tape says it reads. A plan is accepted if
-//!
-//! - every buffer is aligned, lies within the cap and is large enough for what
-//!   it holds;
-//! - every region an instruction reads is there: written before, and not
-//!   overwritten since by any buffer that shares bytes with it;
-//! - every element of a stored map is written exactly once before it is read
-//!   elsewhere; every element of a reduction's domain is added exactly once
-//!   before its result is read;
-//! - host tensors stay within the host cap and are not read after release;
-//! - in the end every output is complete and every parameter was updated once,
-//!   after its last use.
+//! The walk: what every byte range holds, instruction by instruction.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
-use sstep_autodiff::Region;
+use sstep_autodiff::{ReductionState, Region};
 
+use super::boxes::Boxes;
 use crate::instr::{At, Instr};
-use crate::plan::{BufferIx, Home, HostIx, ItemRole, Plan, Value};
+use crate::plan::{BufferIx, Home, HostIx, ItemRole, Plan, StageItem, Value};
 use crate::program::NodeIx;
-use crate::stage::Role;
-
-/// What every buffer is aligned to, in bytes: kernels load whole vectors.
-const ALIGN: u64 = 64;
-
-/// Why a plan was rejected.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("instruction {index} ({instr}): {reason}")]
-pub struct Violation {
-    /// Number of the instruction, from 0.
-    pub index: u64,
-    /// The instruction.
-    pub instr: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-/// Accepts or rejects a plan.
-///
-/// # Errors
-/// The first [`Violation`].
-pub fn verify(plan: &Plan) -> Result<(), Violation> {
-    let mut judge = Judge::new(plan).map_err(|reason| Violation {
-        index: 0,
-        instr: "layout".to_owned(),
-        reason,
-    })?;
-    let mut index = 0;
-    let flow = plan.instructions(|instr| {
-        let verdict = judge.step(&instr).map_err(|reason| Violation {
-            index,
-            instr: judge.describe(&instr),
-            reason,
-        });
-        index += 1;
-        match verdict {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(violation) => ControlFlow::Break(violation),
-        }
-    });
-    if let ControlFlow::Break(violation) = flow {
-        return Err(violation);
-    }
-    judge.end().map_err(|reason| Violation {
-        index,
-        instr: "end".to_owned(),
-        reason,
-    })
-}
-
-/// Disjoint boxes of a map, with their volume.
-#[derive(Clone, Debug, Default)]
-struct Boxes {
-    boxes: Vec<Region>,
-    points: u64,
-}
-
-impl Boxes {
-    fn add(&mut self, region: Region) -> Result<(), String> {
-        for b in self.boxes.iter().rev() {
-            if !b.intersect(&region).is_empty() {
-                return Err(format!("{region:?} was written before, in {b:?}"));
-            }
-        }
-        self.points += region.points();
-        self.boxes.push(region);
-        Ok(())
-    }
-
-    fn covers(&self, region: &Region, total: u64) -> bool {
-        if self.points == total {
-            return true;
-        }
-        let want = region.points();
-        let mut have = 0;
-        for b in self.boxes.iter().rev() {
-            have += b.intersect(region).points();
-            if have >= want {
-                return true;
-            }
-        }
-        have >= want
-    }
-}
 
 /// What a buffer holds.
 #[derive(Clone, Debug)]
-enum Content {
+pub(super) enum Content {
     Nothing,
     /// A finished flat tensor.
     Flat(NodeIx),
@@ -122,135 +23,27 @@ enum Content {
     Stored(NodeIx, Boxes),
 }
 
-struct Judge<'a> {
-    plan: &'a Plan,
-    content: Vec<Content>,
+/// A walk over a plan, at one instruction.
+pub(super) struct Judge<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) content: Vec<Content>,
     /// Other buffers that share bytes with each buffer.
-    clashes: Vec<Vec<BufferIx>>,
-    host: Vec<Option<Boxes>>,
-    released: Vec<bool>,
-    host_bytes: u64,
+    pub(super) clashes: Vec<Vec<BufferIx>>,
+    pub(super) host: Vec<Option<Boxes>>,
+    pub(super) released: Vec<bool>,
+    pub(super) host_bytes: u64,
     /// Per stage being run: position of each node.
-    stage: Option<u32>,
-    at: HashMap<NodeIx, usize>,
-    domain: HashMap<NodeIx, Boxes>,
-    updated: Vec<bool>,
+    pub(super) stage: Option<u32>,
+    pub(super) at: HashMap<NodeIx, usize>,
+    pub(super) domain: HashMap<NodeIx, Boxes>,
+    /// Buffers that the instruction reads, or uses as scratch.
+    pub(super) read: Vec<BufferIx>,
+    pub(super) updated: Vec<bool>,
 }
 
 impl<'a> Judge<'a> {
-    fn new(plan: &'a Plan) -> Result<Self, String> {
-        let n = plan.buffers.len();
-        let cap = plan.budget.device_bytes;
-        let mut by_offset: Vec<usize> = (0..n).collect();
-        by_offset.sort_by_key(|&i| plan.buffers[i].offset);
-        let mut clashes = vec![Vec::new(); n];
-        for (k, &i) in by_offset.iter().enumerate() {
-            let a = &plan.buffers[i];
-            let end = a.offset.checked_add(a.bytes).ok_or("an offset overflows")?;
-            if !a.offset.is_multiple_of(ALIGN) {
-                return Err(format!(
-                    "buffer {i} at {} is not aligned to {ALIGN}",
-                    a.offset
-                ));
-            }
-            if end > cap {
-                return Err(format!(
-                    "buffer {i} ends at {end}, beyond the cap of {cap} bytes"
-                ));
-            }
-            for &j in &by_offset[k + 1..] {
-                let b = &plan.buffers[j];
-                if b.offset >= end {
-                    break;
-                }
-                if b.bytes > 0 && a.bytes > 0 {
-                    clashes[i].push(BufferIx(j as u32));
-                    clashes[j].push(BufferIx(i as u32));
-                }
-            }
-        }
-        let mut judge = Judge {
-            plan,
-            content: vec![Content::Nothing; n],
-            clashes,
-            host: vec![None; plan.host.len()],
-            released: vec![false; plan.host.len()],
-            host_bytes: 0,
-            stage: None,
-            at: HashMap::new(),
-            domain: HashMap::new(),
-            updated: vec![false; plan.program.updates.len()],
-        };
-        judge.check_shape()?;
-        for node in plan.program.indices() {
-            let this = plan.program.node(node);
-            if this.op.is_leaf() && !this.ty.is_map() {
-                let b = judge.flat_home(node)?;
-                judge.write(b)?;
-                judge.content[b.0 as usize] = Content::Flat(node);
-            }
-        }
-        for (update, slots) in plan.program.updates.iter().zip(&plan.states) {
-            for &b in slots {
-                judge.roomy(b, plan.program.node(update.param).ty.bytes())?;
-                judge.write(b)?;
-                judge.content[b.0 as usize] = Content::Flat(update.param);
-            }
-        }
-        Ok(judge)
-    }
-
-    /// The plan's own structure: indices in range, stages that close over what
-    /// they supply.
-    fn check_shape(&self) -> Result<(), String> {
-        let plan = self.plan;
-        let n = plan.program.nodes.len();
-        if plan.flat_home.len() != n
-            || plan.states.len() != plan.program.updates.len()
-            || plan
-                .states
-                .iter()
-                .any(|s| s.len() != plan.program.state_slots)
-        {
-            return Err("a table of the plan has the wrong length".to_owned());
-        }
-        for (s, stage) in plan.stages.iter().enumerate() {
-            if stage.items.iter().any(|i| i.node.ix() >= n) {
-                return Err(format!("stage {s} names a node that does not exist"));
-            }
-            if !stage.grid.is_empty() && stage.grid.len() != plan.program.n_axes() {
-                return Err(format!("stage {s} cuts {} axes", stage.grid.len()));
-            }
-            let carried = stage
-                .grid
-                .iter()
-                .filter(|g| g.policy == crate::AxisPolicy::Carry);
-            if carried.count() > 1 || stage.grid.iter().any(|g| g.tile == 0 || g.extent == 0) {
-                return Err(format!("stage {s} has no valid grid"));
-            }
-            let body = stage.body(&plan.program);
-            let same = body.items.len() == stage.items.len()
-                && body
-                    .items
-                    .iter()
-                    .zip(&stage.items)
-                    .all(|(a, b)| a.node == b.node && a.role == Role::from(b.role));
-            if !same {
-                return Err(format!(
-                    "stage {s} is not closed: an item is missing or idle"
-                ));
-            }
-            let any_map = body.items.iter().any(|i| i.role != Role::Flat);
-            if any_map == stage.grid.is_empty() {
-                return Err(format!(
-                    "stage {s} has maps but no grid, or a grid but no maps"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn describe(&self, instr: &Instr) -> String {
+    /// An instruction in words.
+    pub(super) fn describe(&self, instr: &Instr) -> String {
         let name = |at: &At| {
             let items = &self.plan.stages[at.stage as usize].items;
             let node = self.plan.program.node(items[at.item as usize].node);
@@ -270,27 +63,19 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn step(&mut self, instr: &Instr) -> Result<(), String> {
+    /// Carries one instruction out on the picture.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn step(&mut self, instr: &Instr) -> Result<(), String> {
+        self.read.clear();
         match *instr {
             Instr::Begin { at } => {
                 let item = self.enter(at);
-                let n = item.node;
-                let b = match (item.accumulator, item.value) {
-                    (Some(b), _) => {
-                        let node = self.plan.program.node(n);
-                        if let sstep_autodiff::ReductionState::F64(count) =
-                            node.op.reduction_state(&node.ty)
-                        {
-                            self.roomy(b, 8 * count as u64)?;
-                        }
-                        b
-                    }
-                    (None, Value::Flat(b)) => b,
-                    _ => return Err("a reduction has nowhere to accumulate".to_owned()),
-                };
+                let b = self.partial_of(item)?;
                 self.write(b)?;
-                self.content[b.0 as usize] = Content::Partial(n);
-                self.domain.insert(n, Boxes::default());
+                self.content[b.0 as usize] = Content::Partial(item.node);
+                self.domain.insert(item.node, Boxes::default());
                 Ok(())
             }
             Instr::Slide { at, keep } => {
@@ -331,21 +116,18 @@ impl<'a> Judge<'a> {
             }
             Instr::Store { at, region, home } => {
                 let item = self.enter(at);
-                self.holds(item.node, &region)?;
+                let from = self.holds(item.node, &region)?;
+                self.read.push(from);
                 self.store(item.node, region, home)
             }
             Instr::Accumulate { at, region } => {
                 let item = self.enter(at);
                 let n = item.node;
-                let b = match (item.accumulator, item.value) {
-                    (Some(b), _) | (None, Value::Flat(b)) => b,
-                    _ => return Err("a reduction has nowhere to accumulate".to_owned()),
-                };
-                if !matches!(self.content[b.0 as usize], Content::Partial(m) if m == n) {
-                    return Err("its accumulator was overwritten or never begun".to_owned());
-                }
+                let b = self.partial_of(item)?;
+                self.has_partial(b, n)?;
                 self.reads(n, &region)?;
                 self.scratch()?;
+                self.write(b)?;
                 self.domain.entry(n).or_default().add(region)
             }
             Instr::Finish { at } => {
@@ -359,9 +141,10 @@ impl<'a> Judge<'a> {
                 let Value::Flat(b) = item.value else {
                     return Err("a reduction has no flat result".to_owned());
                 };
-                let from = item.accumulator.unwrap_or(b);
-                if !matches!(self.content[from.0 as usize], Content::Partial(m) if m == n) {
-                    return Err("its accumulator was overwritten".to_owned());
+                let from = self.partial_of(item)?;
+                self.has_partial(from, n)?;
+                if from != b {
+                    self.read.push(from);
                 }
                 self.finish_flat(n, b)
             }
@@ -384,12 +167,18 @@ impl<'a> Judge<'a> {
             }
             Instr::Update { update } => {
                 let u = self.plan.program.updates[update as usize];
-                self.has_flat(u.param)?;
-                self.has_flat(u.grad)?;
-                for &b in &self.plan.states[update as usize] {
+                let grad = self.has_flat(u.grad)?;
+                self.read.push(grad);
+                let param = self.has_flat(u.param)?;
+                let states = &self.plan.states[update as usize];
+                for &b in states {
                     if !matches!(self.content[b.0 as usize], Content::Flat(n) if n == u.param) {
                         return Err("optimiser state was overwritten".to_owned());
                     }
+                }
+                for &b in std::iter::once(&param).chain(states) {
+                    self.write(b)?;
+                    self.read.push(b);
                 }
                 self.updated[update as usize] = true;
                 Ok(())
@@ -397,14 +186,36 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn end(&self) -> Result<(), String> {
+    /// What must hold after the last instruction.
+    ///
+    /// # Errors
+    /// What does not.
+    pub(super) fn end(&self) -> Result<(), String> {
         if let Some(u) = self.updated.iter().position(|done| !done) {
             return Err(format!("update {u} never ran"));
+        }
+        let program = &self.plan.program;
+        for n in program.indices() {
+            let node = program.node(n);
+            if node.op.is_leaf() && !node.ty.is_map() {
+                self.has_flat(n)
+                    .map_err(|e| format!("{e}, for the next step"))?;
+            }
+        }
+        for (update, slots) in program.updates.iter().zip(&self.plan.states) {
+            let holds = |b: &BufferIx| matches!(self.content[b.0 as usize], Content::Flat(n) if n == update.param);
+            if !slots.iter().all(holds) {
+                let name = &program.node(update.param).name;
+                return Err(format!(
+                    "optimiser state of {name} is not there, for the next step"
+                ));
+            }
         }
         for &o in &self.plan.program.outputs {
             let node = self.plan.program.node(o);
             if !node.ty.is_map() {
                 self.has_flat(o)
+                    .map(|_| ())
                     .map_err(|e| format!("output {}: {e}", node.name))?;
                 continue;
             }
@@ -429,7 +240,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The item; on entering a new stage, forgets the last one's positions.
-    fn enter(&mut self, at: At) -> &'a crate::plan::StageItem {
+    fn enter(&mut self, at: At) -> &'a StageItem {
         let items = &self.plan.stages[at.stage as usize].items;
         if self.stage != Some(at.stage) {
             self.stage = Some(at.stage);
@@ -442,22 +253,67 @@ impl<'a> Judge<'a> {
         &items[at.item as usize]
     }
 
-    /// Everything that shares bytes with `b` is lost.
-    fn write(&mut self, b: BufferIx) -> Result<(), String> {
-        for clash in &self.clashes[b.0 as usize] {
+    /// The buffer that a reduction accumulates in: doubles, or its result.
+    fn partial_of(&self, item: &StageItem) -> Result<BufferIx, String> {
+        let node = self.plan.program.node(item.node);
+        match (node.op.reduction_state(&node.ty), item.accumulator) {
+            (ReductionState::F64(count), Some(b)) => {
+                self.roomy(b, 8 * count as u64)?;
+                Ok(b)
+            }
+            (ReductionState::F64(_), None) => Err("a reduction has no accumulator".to_owned()),
+            (ReductionState::InPlace, Some(_)) => {
+                Err("a reduction in place has an accumulator".to_owned())
+            }
+            (ReductionState::InPlace, None) => match item.value {
+                Value::Flat(b) => {
+                    self.roomy(b, node.ty.bytes())?;
+                    Ok(b)
+                }
+                Value::Window { .. } | Value::Whole(_) => {
+                    Err("a reduction has no flat result".to_owned())
+                }
+            },
+        }
+    }
+
+    fn has_partial(&self, b: BufferIx, n: NodeIx) -> Result<(), String> {
+        match self.content[b.0 as usize] {
+            Content::Partial(m) if m == n => Ok(()),
+            _ => Err("its accumulator was overwritten or never begun".to_owned()),
+        }
+    }
+
+    /// Everything that shares bytes with `b` is lost, so nothing that the
+    /// instruction also reads may.
+    pub(super) fn write(&mut self, b: BufferIx) -> Result<(), String> {
+        let clashes = self.clashes.get(b.0 as usize).ok_or("names no buffer")?;
+        for r in &self.read {
+            if *r == b || clashes.binary_search(r).is_ok() {
+                return Err(format!(
+                    "writes buffer {} while it uses buffer {}",
+                    b.0, r.0
+                ));
+            }
+        }
+        for clash in clashes {
             self.content[clash.0 as usize] = Content::Nothing;
         }
         Ok(())
     }
 
     fn scratch(&mut self) -> Result<(), String> {
-        match self.plan.workspace {
-            Some(b) => self.write(b),
-            None => Ok(()),
+        if let Some(b) = self.plan.workspace {
+            self.write(b)?;
+            self.content[b.0 as usize] = Content::Nothing;
+            self.read.push(b);
         }
+        Ok(())
     }
 
-    fn roomy(&self, b: BufferIx, bytes: u64) -> Result<(), String> {
+    /// # Errors
+    /// If a buffer does not exist or is smaller.
+    pub(super) fn roomy(&self, b: BufferIx, bytes: u64) -> Result<(), String> {
         let buffer = self
             .plan
             .buffers
@@ -472,17 +328,21 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    fn flat_home(&self, n: NodeIx) -> Result<BufferIx, String> {
+    /// Where a flat tensor is.
+    ///
+    /// # Errors
+    /// If that is nowhere, or too small.
+    pub(super) fn flat_home(&self, n: NodeIx) -> Result<BufferIx, String> {
         let name = &self.plan.program.node(n).name;
         let b = self.plan.flat_home[n.ix()].ok_or_else(|| format!("{name} has no buffer"))?;
         self.roomy(b, self.plan.program.node(n).ty.bytes())?;
         Ok(b)
     }
 
-    fn has_flat(&self, n: NodeIx) -> Result<(), String> {
+    fn has_flat(&self, n: NodeIx) -> Result<BufferIx, String> {
         let b = self.flat_home(n)?;
         match self.content[b.0 as usize] {
-            Content::Flat(m) if m == n => Ok(()),
+            Content::Flat(m) if m == n => Ok(b),
             _ => Err(format!("{} is not there", self.plan.program.node(n).name)),
         }
     }
@@ -496,14 +356,18 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// Whether all that `n` reads for `region` is there.
-    fn reads(&self, n: NodeIx, region: &Region) -> Result<(), String> {
+    /// Notes what `n` reads for `region`.
+    ///
+    /// # Errors
+    /// If some of that is not there.
+    fn reads(&mut self, n: NodeIx, region: &Region) -> Result<(), String> {
         let program = &self.plan.program;
         let node = program.node(n);
         let tys = program.input_tys(n);
         for (i, &input) in node.inputs.iter().enumerate() {
             if !tys[i].is_map() {
-                self.has_flat(input)?;
+                let b = self.has_flat(input)?;
+                self.read.push(b);
                 continue;
             }
             let mut need = *region;
@@ -515,30 +379,34 @@ impl<'a> Judge<'a> {
                 );
             }
             if !need.is_empty() {
-                self.holds(input, &need)?;
+                let b = self.holds(input, &need)?;
+                self.read.push(b);
             }
         }
         Ok(())
     }
 
-    /// Whether the running stage has `region` of map `n`.
-    fn holds(&self, n: NodeIx, region: &Region) -> Result<(), String> {
+    /// Where the running stage has `region` of map `n`.
+    fn holds(&self, n: NodeIx, region: &Region) -> Result<BufferIx, String> {
         let stage = &self.plan.stages[self.stage.ok_or("no stage runs")? as usize];
         let name = &self.plan.program.node(n).name;
         let item = self
             .at
             .get(&n)
             .ok_or_else(|| format!("{name} is not in the stage"))?;
-        let held = match stage.items[*item].value {
-            Value::Window { buffer, .. } => match &self.content[buffer.0 as usize] {
-                Content::Window(m, held) if *m == n => held.contains(region),
-                _ => false,
-            },
-            Value::Whole(b) => self.stored_has(b, n, region),
-            Value::Flat(_) => false,
+        let (b, held) = match stage.items[*item].value {
+            Value::Window { buffer, .. } => {
+                let held = match self.content.get(buffer.0 as usize) {
+                    Some(Content::Window(m, held)) if *m == n => held.contains(region),
+                    _ => false,
+                };
+                (buffer, held)
+            }
+            Value::Whole(b) => (b, self.stored_has(b, n, region)),
+            Value::Flat(b) => (b, false),
         };
         if held {
-            Ok(())
+            Ok(b)
         } else {
             Err(format!("{region:?} of {name} is not there"))
         }
@@ -582,9 +450,9 @@ impl<'a> Judge<'a> {
         }
         match item.value {
             Value::Window { buffer, capacity } => {
-                let mut points = 1;
+                let mut points = 1u64;
                 for (axis, cap) in capacity.iter().enumerate().take(ty.n_axes()) {
-                    points *= *cap as u64;
+                    points = points.saturating_mul(*cap as u64);
                     if present.span(axis).len() > *cap {
                         return Err(format!(
                             "{present:?} passes the window's extents {capacity:?}"
@@ -592,7 +460,7 @@ impl<'a> Judge<'a> {
                     }
                 }
                 let point_bytes = (ty.shape.channels() * ty.dtype.bytes()) as u64;
-                self.roomy(buffer, points * point_bytes)?;
+                self.roomy(buffer, points.saturating_mul(point_bytes))?;
                 if present != region {
                     // What is not new must have been there, at the same place.
                     let old = match &self.content[buffer.0 as usize] {
