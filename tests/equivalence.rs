@@ -4,7 +4,9 @@
 mod common;
 
 use common::nets::{NetSpec, build, net_specs};
-use common::{AMPLE, Tensors, cases, cast, differences, execute_as_promised, leaves, oracle};
+use common::{
+    AMPLE, Tensors, cast, config, differences, execute_as_promised, leaves, nudged, oracle,
+};
 use proptest::prelude::*;
 use sstep_autodiff::DType;
 use sstep_kernels::Real;
@@ -31,11 +33,12 @@ fn settings() -> impl Strategy<Value = Setting> {
     })
 }
 
-/// Plans and runs a case; `judge` gets the plan's outputs and the reference's.
+/// Plans and runs a case; `judge` gets the plan's outputs, the reference's, and
+/// a way to have the reference's in `f64`, of nudged values if it likes.
 fn check<T: Real>(
     spec: &NetSpec,
     setting: &Setting,
-    judge: impl Fn(&Tensors<T>, &Tensors<T>, &dyn Fn() -> Tensors<f64>),
+    judge: impl Fn(&Tensors<T>, &Tensors<T>, &dyn Fn(bool) -> Tensors<f64>),
 ) {
     let &Setting {
         strategy,
@@ -73,17 +76,36 @@ fn check<T: Real>(
         plan
     };
     let got = execute_as_promised(plan, &values);
-    let exact = || {
+    let exact = |nudge: bool| {
         let net = build(spec, DType::F64, spec.seed.is_multiple_of(4));
-        oracle(&net, &cast::<T, f64>(&values))
+        let values = cast::<T, f64>(&values);
+        oracle(
+            &net,
+            &if nudge {
+                nudged(&values, spec.seed)
+            } else {
+                values
+            },
+        )
     };
     judge(&got, &oracle(&net, &values), &exact);
 }
 
 fn check_f64(spec: &NetSpec, setting: &Setting) {
-    check::<f64>(spec, setting, |got, want, _| {
-        for (name, error) in differences(got, want) {
-            assert!(error <= 1e-12, "{name} differs by {error:e}");
+    check::<f64>(spec, setting, |got, want, exact| {
+        let apart = differences(got, want);
+        if apart.values().all(|&e| e <= 1e-12) {
+            return;
+        }
+        let unknown = differences(&exact(true), want);
+        for (name, e) in apart {
+            // Where the last bit of the input moves the untiled gradient that
+            // far, the case is ill-conditioned and no plan can be closer.
+            let unknown = unknown[&name];
+            assert!(
+                e <= 1e-12f64.max(8.0 * unknown),
+                "{name} differs by {e:e}; a bit of the input moves it by {unknown:e}"
+            );
         }
     });
 }
@@ -94,23 +116,45 @@ fn check_f32(spec: &NetSpec, setting: &Setting) {
         if apart.values().all(|&e| e <= 1e-5) {
             return;
         }
-        let exact = exact();
+        let exact = exact(false);
         let (plan, untiled) = (differences(got, &exact), differences(want, &exact));
         for (name, e) in apart {
             let (plan, untiled) = (plan[&name], untiled[&name]);
-            eprintln!("{name}: apart {e:.2e}, plan {plan:.2e}, untiled {untiled:.2e}");
-            assert!(e <= 1e-5f64.max(4.0 * untiled), "{name} differs by {e:e}");
+            // Where rounding alone moves the untiled gradient that far from the
+            // true one, the case is ill-conditioned and the plan may err as much.
+            assert!(
+                e <= 1e-5f64.max(4.0 * untiled),
+                "{name} differs by {e:e}; from f64, plan {plan:e}, untiled {untiled:e}"
+            );
         }
     });
 }
 
+/// What once failed.
+#[test]
+fn past_failures_do_not_return() {
+    // A softmax over space makes weight gradients cancel: long sums in single
+    // precision, within a large tile or over many small ones, lost them.
+    let attention = NetSpec {
+        batch: 3,
+        channels: 3,
+        spatial: vec![7, 10, 6],
+        layers: vec![(22, 0, 0), (0, 146, 113), (11, 0, 0), (20, 5, 0)],
+        head: 3,
+        seed: 9321069434775991034,
+    };
+    for squeeze in [0.0, 0.1, 1.0] {
+        let setting = Setting {
+            strategy: Planning::Optimal,
+            squeeze,
+            host: false,
+        };
+        check_f32(&attention, &setting);
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: cases(500),
-        max_shrink_iters: 400,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(config(500))]
 
     #[test]
     fn plans_equal_the_untiled_run_in_f64(spec in net_specs(), setting in settings()) {

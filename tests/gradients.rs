@@ -10,7 +10,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::nets::{build, net_specs};
-use common::{HOW, Net, Rng, Tensors, cases, leaves, oracle};
+use common::{HOW, Net, Rng, Tensors, config, leaves, oracle};
 use proptest::prelude::*;
 use sstep_autodiff::{DType, Op};
 use sstep_executor::reference;
@@ -408,12 +408,7 @@ fn every_op_and_variant_has_the_gradient_of_its_differences() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: cases(500),
-        max_shrink_iters: 400,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(config(500))]
 
     #[test]
     fn random_networks_have_the_gradients_of_their_differences(spec in net_specs()) {

@@ -9,6 +9,8 @@ pub mod nets;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use proptest::prelude::ProptestConfig;
+use proptest::test_runner::RngSeed;
 use sstep_autodiff::{NodeId, Op, Tape, backward};
 use sstep_executor::source::ArraySource;
 use sstep_executor::{Executor, Feed, Feeds, Measured, StepHow, Tensor, reference};
@@ -21,12 +23,23 @@ pub type Tensors<T> = BTreeMap<String, Tensor<T>>;
 /// Host memory that never runs out.
 pub const AMPLE: u64 = 1 << 40;
 
-/// How many cases a property runs: `SSTEP_CASES`, or the default given.
-pub fn cases(default: u32) -> u32 {
-    std::env::var("SSTEP_CASES")
-        .ok()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(default)
+/// How a property is run: on so many cases that are the same in every run.
+/// `SSTEP_CASES=2000` asks for as many, new ones each time.
+pub fn config(cases: u32) -> ProptestConfig {
+    let asked = std::env::var("SSTEP_CASES").ok();
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: asked.as_deref().map_or(cases, |v| {
+            v.parse().expect("SSTEP_CASES is a number of cases")
+        }),
+        rng_seed: match asked {
+            Some(_) => default.rng_seed,
+            None => RngSeed::Fixed(1),
+        },
+        max_shrink_iters: 400,
+        failure_persistence: None,
+        ..default
+    }
 }
 
 /// A small deterministic generator: splitmix64 (Steele et al., 2014).
@@ -158,6 +171,23 @@ pub fn leaves<T: Real>(tape: &Tape, seed: u64) -> Tensors<T> {
         };
         let data = (0..n).map(|_| T::from_f64(value(rng.unit()))).collect();
         out.insert(node.name.clone(), Tensor::new(node.ty.shape, data));
+    }
+    out
+}
+
+/// The same tensors, each element but class labels moved by a unit in its last
+/// place: what that does to a gradient is what no way of computing it can know.
+pub fn nudged(tensors: &Tensors<f64>, seed: u64) -> Tensors<f64> {
+    let mut rng = Rng(seed);
+    let mut out = tensors.clone();
+    for (_, tensor) in out.iter_mut().filter(|(name, _)| *name != "labels") {
+        for v in &mut tensor.data {
+            *v = if rng.bits().is_multiple_of(2) {
+                v.next_up()
+            } else {
+                v.next_down()
+            };
+        }
     }
     out
 }
