@@ -44,9 +44,9 @@ struct Args {
     /// Slides per step: 2 shows both labels to every step [default: 1; 2 with --fast].
     #[arg(long)]
     batch: Option<usize>,
-    /// Learning rate [default: 3e-4; 5e-4 with --fast].
-    #[arg(long)]
-    lr: Option<f64>,
+    /// Learning rate.
+    #[arg(long, default_value_t = 1e-4)]
+    lr: f64,
     /// Built-in network.
     #[arg(long, default_value = "resnet10")]
     model: String,
@@ -86,7 +86,6 @@ fn run(args: &Args) -> Result<(), Error> {
         .budget
         .unwrap_or(ByteSize(if args.fast { 64 << 20 } else { 256 << 20 }));
     let batch = args.batch.unwrap_or(if args.fast { 2 } else { 1 });
-    let lr = args.lr.unwrap_or(if args.fast { 5e-4 } else { 3e-4 });
     let steps = args.steps.unwrap_or(if args.fast { 10 } else { 6 });
 
     let real = args.data.join("CMU-1-Small-Region.svs");
@@ -129,7 +128,7 @@ fn run(args: &Args) -> Result<(), Error> {
     let options = TrainOptions {
         seed: args.seed,
         batch,
-        ..TrainOptions::new(steps, lr)
+        ..TrainOptions::new(steps, args.lr)
     };
     let mut trainer = Trainer::new(session, slides, options)?;
 

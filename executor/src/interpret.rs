@@ -18,6 +18,7 @@ use sstep_planner::{At, BufferIx, Home, HostIx, Instr, ItemRole, NodeIx, Plan, V
 use crate::backend::{Backend, Launch, Partial, Place};
 use crate::cpu::host_layout;
 use crate::error::ExecError;
+use crate::host::HostPool;
 use crate::source::TileSource;
 
 /// What a step really took.
@@ -73,9 +74,8 @@ pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
     pub backend: &'a mut B,
     pub sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
     pub how: &'a StepHow,
-    pub host: Vec<Option<Vec<T>>>,
+    pub host: &'a mut HostPool<T>,
     pub measured: Measured,
-    host_bytes: u64,
     /// What each item's window holds, in the running stage.
     present: Vec<Region>,
     /// Position of each node in the running stage.
@@ -91,16 +91,17 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         plan: &'a Plan,
         backend: &'a mut B,
         sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
+        host: &'a mut HostPool<T>,
         how: &'a StepHow,
     ) -> Self {
+        host.begin_step();
         Interpreter {
             plan,
             backend,
             sources,
             how,
-            host: (0..plan.host.len()).map(|_| None).collect(),
+            host,
             measured: Measured::default(),
-            host_bytes: 0,
             present: Vec::new(),
             item_of: vec![ABSENT; plan.program.nodes.len()],
             stage: None,
@@ -261,11 +262,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 self.backend.compute(&launch, &out);
                 self.measured.launches += 1;
             }
-            Instr::Release { tensor } => {
-                if self.host[tensor.0 as usize].take().is_some() {
-                    self.host_bytes -= self.plan.host[tensor.0 as usize].bytes;
-                }
-            }
+            Instr::Release { tensor } => self.host.release(tensor),
             Instr::Update { update } => self.update(update as usize)?,
         }
         Ok(())
@@ -291,7 +288,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 self.measured.source_bytes += bytes;
             }
             ItemRole::Supply(Home::Host(h)) => {
-                let data = self.host[h.0 as usize].as_deref();
+                let data = self.host.get(h);
                 let data = data.ok_or_else(|| inconsistent("a host tensor is not there"))?;
                 let host = In::new(host_layout(&ty), data);
                 self.backend.upload(&host, &region, &dst);
@@ -310,16 +307,10 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         region: &Region,
     ) -> Result<(), ExecError> {
         let ty = self.plan.program.node(node).ty;
-        let slot = &mut self.host[h.0 as usize];
-        if slot.is_none() {
-            *slot = Some(vec![T::ZERO; ty.shape.elems()]);
-            self.host_bytes += self.plan.host[h.0 as usize].bytes;
-            self.measured.host_peak_bytes = self.measured.host_peak_bytes.max(self.host_bytes);
-        }
-        if let Some(data) = slot {
-            let host = Out::new(host_layout(&ty), data);
-            self.backend.download(src, region, &host);
-        }
+        let data = self.host.get_mut(h, ty.shape.elems(), T::ZERO);
+        self.backend
+            .download(src, region, &Out::new(host_layout(&ty), data));
+        self.measured.host_peak_bytes = self.host.peak_bytes();
         self.measured.d2h_bytes +=
             region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64;
         Ok(())

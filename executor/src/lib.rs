@@ -12,6 +12,7 @@
 mod backend;
 mod cpu;
 mod error;
+mod host;
 mod interpret;
 mod reference;
 mod run;

@@ -14,6 +14,7 @@ use sstep_planner::{BufferIx, Home, NodeIx, Plan};
 use crate::backend::{Backend, Place};
 use crate::cpu::Cpu;
 use crate::error::ExecError;
+use crate::host::HostPool;
 use crate::interpret::{Interpreter, Measured, Progress, StepHow, inconsistent, is_fed};
 use crate::source::TileSource;
 use crate::tensor::Tensor;
@@ -43,8 +44,8 @@ pub struct StepReport<T> {
 pub struct Executor<T: Real> {
     plan: Plan,
     cpu: Cpu,
+    host: HostPool<T>,
     unset: BTreeSet<NodeIx>,
-    element: std::marker::PhantomData<T>,
 }
 
 impl<T: Real> Executor<T> {
@@ -63,11 +64,12 @@ impl<T: Real> Executor<T> {
         let cpu = Cpu::new(plan.budget.device_bytes)?;
         let is_param = |n: &NodeIx| matches!(plan.program.node(*n).op, Op::Param { .. });
         let unset = plan.program.indices().filter(is_param).collect();
+        let host = HostPool::new(plan.host.len(), plan.predicted.host_peak_bytes);
         let mut this = Executor {
             plan,
             cpu,
+            host,
             unset,
-            element: std::marker::PhantomData,
         };
         let program = this.plan.program.clone();
         for n in program.indices() {
@@ -183,11 +185,12 @@ impl<T: Real> Executor<T> {
             }
         }
         let sources = self.take_feeds(feeds)?;
-        let mut interpreter = Interpreter::new(&self.plan, &mut self.cpu, &sources, how);
+        let (plan, cpu, host) = (&self.plan, &mut self.cpu, &mut self.host);
+        let mut interpreter = Interpreter::new(plan, cpu, &sources, host, how);
         interpreter.run(progress)?;
-        let (host, measured) = (interpreter.host, interpreter.measured);
+        let measured = interpreter.measured;
         Ok(StepReport {
-            outputs: self.outputs(&host, &sources)?,
+            outputs: self.outputs(&sources)?,
             measured,
         })
     }
@@ -241,7 +244,6 @@ impl<T: Real> Executor<T> {
 
     fn outputs(
         &mut self,
-        host: &[Option<Vec<T>>],
         sources: &BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
     ) -> Result<BTreeMap<String, Tensor<T>>, ExecError> {
         let mut out = BTreeMap::new();
@@ -263,9 +265,11 @@ impl<T: Real> Executor<T> {
                     let place = self.place(b, n);
                     self.cpu.read(&place)
                 }
-                Some(Home::Host(h)) => host[h.0 as usize]
-                    .clone()
-                    .ok_or_else(|| inconsistent("an output was released"))?,
+                Some(Home::Host(h)) => {
+                    let data = self.host.get(h);
+                    data.ok_or_else(|| inconsistent("an output was released"))?
+                        .to_vec()
+                }
                 Some(Home::Source) => {
                     let source = sources.get(&n);
                     let source = source.ok_or_else(|| inconsistent("an output was never made"))?;
