@@ -1,0 +1,44 @@
+//! What sstep does, as tables: one subcommand per question, each with text for
+//! people and `--json` for machines.
+//!
+//! A subcommand is a file with `pub struct Args` and `pub fn run`; it measures,
+//! fills a [`table::Table`] and prints it. Inputs are files that the caller
+//! names, so that any instance can be run.
+
+#![forbid(unsafe_code)]
+
+mod pack;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// How a subcommand ends.
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// Measures sstep and prints tables.
+#[derive(Debug, Parser)]
+#[command(name = "sstep-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Pack(pack::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Pack(args) => pack::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
