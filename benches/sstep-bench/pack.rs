@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Deserialize;
-use sstep_planner::pack::{Request, load, pack};
+use sstep_planner::pack::{Fit, Request, check, fit, load};
 
 use crate::Outcome;
 use crate::table::{Cell, Table};
@@ -22,6 +22,9 @@ pub struct Args {
     /// Bytes of the arena.
     #[arg(value_name = "CAPACITY")]
     capacity_bytes: u64,
+    /// Placements tried at most, per file.
+    #[arg(long, value_name = "N", default_value_t = 20_000_000)]
+    nodes: u64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -37,27 +40,33 @@ struct Line {
 
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Outcome {
-    let mut table = Table::new(&[
-        "file", "buffers", "load", "capacity", "peak", "fits", "secs",
-    ]);
+    let columns = [
+        "file", "buffers", "load", "capacity", "result", "peak", "secs",
+    ];
+    let mut table = Table::new(&columns);
     let mut all_fit = true;
     for path in &args.files {
         let requests = read(path)?;
         let begin = Instant::now();
-        let packing = pack(&requests);
+        let found = fit(&requests, 1, args.capacity_bytes, args.nodes);
         let secs = begin.elapsed().as_secs_f64();
-        let fits = packing.peak_bytes <= args.capacity_bytes;
-        all_fit &= fits;
-        let name = path
-            .file_name()
-            .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let (result, peak): (&str, Cell) = match found {
+            Fit::Packed(packing) => {
+                check(&requests, 1, &packing)?;
+                ("packed, checked", packing.peak_bytes.into())
+            }
+            Fit::Impossible => ("impossible", Cell::none()),
+            Fit::GaveUp => ("gave up", Cell::none()),
+        };
+        all_fit &= result.starts_with("packed");
+        let name = path.file_name().unwrap_or(path.as_os_str());
         table.row(vec![
-            name.into(),
+            name.to_string_lossy().into_owned().into(),
             requests.len().into(),
-            load(&requests).into(),
+            load(&requests, 1).into(),
             args.capacity_bytes.into(),
-            packing.peak_bytes.into(),
-            fits.into(),
+            result.into(),
+            peak,
             Cell::number(secs, 3),
         ]);
     }

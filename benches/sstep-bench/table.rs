@@ -23,9 +23,14 @@ impl Cell {
         Cell::new(format!("{value:.digits$}"), value)
     }
 
+    /// What is not there: a dash, and null in JSON.
+    pub fn none() -> Cell {
+        Cell::new("-", Value::Null)
+    }
+
     /// Numbers stand to the right.
     fn is_right(&self) -> bool {
-        self.value.is_number()
+        self.value.is_number() || self.value.is_null()
     }
 }
 
@@ -157,9 +162,9 @@ mod tests {
     fn columns_align_and_json_keeps_values() {
         let mut t = Table::new(&["name", "secs"]);
         t.row(vec!["a".into(), Cell::number(1.25, 1)]);
-        t.row(vec!["longer".into(), 3usize.into()]);
-        assert_eq!(t.text(), "name    secs\na        1.2\nlonger     3\n");
-        let json = r#"[{"name":"a","secs":1.25},{"name":"longer","secs":3}]"#;
+        t.row(vec!["longer".into(), Cell::none()]);
+        assert_eq!(t.text(), "name    secs\na        1.2\nlonger     -\n");
+        let json = r#"[{"name":"a","secs":1.25},{"name":"longer","secs":null}]"#;
         assert_eq!(t.json().to_string(), json);
     }
 }

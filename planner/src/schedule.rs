@@ -499,5 +499,5 @@ fn untiled_bytes(program: &Program) -> u64 {
         .iter()
         .map(|u| program.node(u.param).ty.bytes())
         .sum();
-    crate::pack::load(&requests) + states * program.state_slots as u64
+    crate::pack::load(&requests, ALIGN) + states * program.state_slots as u64
 }
