@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod extract;
 mod pack;
 mod table;
 
@@ -28,11 +29,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pack(pack::Args),
+    Extract(extract::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Pack(args) => pack::run(&args),
+        Command::Extract(args) => extract::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

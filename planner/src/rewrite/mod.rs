@@ -3,13 +3,15 @@
 //! The whole step, forward and backward, becomes an e-graph with many roots
 //! (`lang`); named rules add equal forms ([`RULES`]); saturation is bounded by
 //! nodes and iterations, never by time, so that it is a function of the program
-//! (`saturate`); extraction takes the form that is cheapest in seconds and in
-//! bytes that the backward half needs of the forward half (`extract`).
+//! (`saturate`); then each class takes the form that makes the whole cheapest in
+//! seconds and in bytes that the backward half needs of the forward half (`choose`),
+//! which is a matter of numbers alone ([`mod@extract`]).
 //!
 //! Hash-consing alone already merges what is computed twice. Roots are tagged,
 //! so two outputs that happen to be equal stay two outputs.
 
-mod extract;
+mod choose;
+pub mod extract;
 mod lang;
 mod rules;
 mod saturate;
@@ -31,7 +33,7 @@ pub struct RewriteReport {
     pub stop: String,
 }
 
-/// Rewrites a program.
+/// Rewrites a program, at the price of bringing kept bytes back from the host.
 ///
 /// # Errors
 /// [`PlanError::Solver`] if extraction fails.
@@ -39,16 +41,48 @@ pub fn rewrite(
     program: &Program,
     machine: &Machine,
 ) -> Result<(Program, RewriteReport), PlanError> {
+    let price = 1.0 / machine.h2d_bytes_per_sec;
+    let first = rewrite_at(program, machine, &[price])?.into_iter().next();
+    Ok(first.unwrap_or_else(|| (program.clone(), RewriteReport::default())))
+}
+
+/// Rewrites a program at several prices of memory, each in seconds per byte that
+/// the backward half needs of the forward half. The distinct results, in the order
+/// of the prices.
+///
+/// # Errors
+/// [`PlanError::Solver`] if extraction fails.
+pub fn rewrite_at(
+    program: &Program,
+    machine: &Machine,
+    secs_per_kept_byte: &[f64],
+) -> Result<Vec<(Program, RewriteReport)>, PlanError> {
     let mut graph = lang::to_egraph(program);
     let saturated = saturate::saturate(std::mem::take(&mut graph.egraph));
     graph.egraph = saturated.egraph;
-    let rewritten = extract::extract(program, &graph, machine)?;
-    let report = RewriteReport {
-        nodes: (program.nodes.len(), rewritten.nodes.len()),
-        applied: saturated.applied,
-        stop: saturated.stop,
+    let mut found: Vec<(Program, RewriteReport)> = Vec::new();
+    for &price in secs_per_kept_byte {
+        let rewritten = choose::choose(program, &graph, machine, price)?;
+        if found.iter().any(|(other, _)| is_same(other, &rewritten)) {
+            continue;
+        }
+        let report = RewriteReport {
+            nodes: (program.nodes.len(), rewritten.nodes.len()),
+            applied: saturated.applied.clone(),
+            stop: saturated.stop.clone(),
+        };
+        found.push((rewritten, report));
+    }
+    Ok(found)
+}
+
+/// Whether two programs compute the same in the same way; names do not matter.
+fn is_same(a: &Program, b: &Program) -> bool {
+    let plain = |p: &Program| -> Vec<_> {
+        let nodes = p.nodes.iter();
+        nodes.map(|n| (n.op, n.inputs.clone())).collect()
     };
-    Ok((rewritten, report))
+    plain(a) == plain(b) && a.outputs == b.outputs && a.updates == b.updates
 }
 
 #[cfg(test)]
