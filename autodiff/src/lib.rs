@@ -88,8 +88,9 @@ pub use error::{ShapeReason, TapeError};
 pub use grad::{Gradients, backward};
 pub use op::{Num, Op, PerAxis};
 pub use ops::{
-    ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs, PoolAttrs,
-    ReductionState, Saved, SliceAttrs, UnaryKind, UpsampleAttrs, UpsampleMode, infer,
+    ConvAlgo, ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs, PoolAttrs,
+    ReductionState, Saved, SliceAttrs, UnaryKind, UpsampleAttrs, UpsampleMode, WINOGRAD_TILE,
+    infer,
 };
 pub use region::{AxisRead, MAX_AXES, Region, Span, Window};
 pub use tape::{Node, NodeId, Tape};

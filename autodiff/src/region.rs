@@ -237,6 +237,14 @@ pub enum AxisRead {
     Shift(isize),
     /// A sliding window: convolution and pooling.
     Window(Window),
+    /// A sliding window over outputs that come in whole tiles: those of every
+    /// tile, on a grid from 0, that the interval touches.
+    Aligned {
+        /// The window.
+        window: Window,
+        /// Outputs per tile.
+        tile: usize,
+    },
     /// The outputs of a sliding window: the adjoint of [`AxisRead::Window`].
     Adjoint(Window),
     /// The inputs of every window that covers the interval: what max-pool's
@@ -275,6 +283,11 @@ impl AxisRead {
             AxisRead::Point => clip(lo, hi),
             AxisRead::Shift(by) => clip(lo + by, hi + by),
             AxisRead::Window(w) => w.reads(out, extent),
+            AxisRead::Aligned { window, tile } => {
+                let lo = out.lo / tile * tile;
+                let hi = out.hi.next_multiple_of(tile);
+                window.reads(Span::new(lo, hi), extent)
+            }
             AxisRead::Adjoint(w) => w.readers(out, extent),
             AxisRead::AdjointWindow { window, n_windows } => {
                 window.reads(window.readers(out, n_windows), extent)
@@ -319,6 +332,22 @@ mod tests {
         assert_eq!(w.reads(Span::new(1, 3), 8), Span::new(1, 6));
         assert_eq!(w.reads(Span::new(0, 1), 8), Span::new(0, 2));
         assert_eq!(w.reads(Span::new(3, 4), 8), Span::new(5, 8));
+    }
+
+    #[test]
+    fn an_aligned_window_reads_for_whole_tiles() {
+        let window = Window {
+            kernel: 3,
+            stride: 1,
+            dilation: 1,
+            pad: 1,
+        };
+        let read = AxisRead::Aligned { window, tile: 4 };
+        assert_eq!(read.apply(Span::new(5, 6), 30), Span::new(3, 9));
+        assert_eq!(read.apply(Span::new(4, 9), 30), Span::new(3, 13));
+        assert_eq!(read.apply(Span::new(0, 2), 30), Span::new(0, 5));
+        assert_eq!(read.apply(Span::new(28, 30), 30), Span::new(27, 30));
+        assert_eq!(read.apply(Span::new(3, 3), 30), Span::default());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use sstep_autodiff::{ConvAttrs, ConvTransposeAttrs, DType, Form, Op, Region, Shape, Ty};
+use sstep_autodiff::{ConvAlgo, ConvAttrs, ConvTransposeAttrs, DType, Form, Op, Region, Shape, Ty};
 use sstep_kernels::{Box4, In, Job, Layout, Out, State, cpu, workspace_bytes};
 
 /// A square convolution, padded to keep the extents at stride 1.
@@ -72,6 +72,7 @@ fn measure(c: &mut Criterion, layer: &Layer) {
         pad_lo: [0; 3],
         pad_hi: [0; 3],
         groups: layer.groups,
+        algo: ConvAlgo::Direct,
     };
     let mut in_spatial = [1; 3];
     in_spatial[..n_axes].copy_from_slice(layer.spatial);

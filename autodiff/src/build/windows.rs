@@ -3,7 +3,7 @@
 #[cfg(doc)]
 use crate::error::TapeError;
 use crate::op::{Op, PerAxis};
-use crate::ops::{ConvAttrs, ConvTransposeAttrs, PoolAttrs, UpsampleAttrs, UpsampleMode};
+use crate::ops::{ConvAlgo, ConvAttrs, ConvTransposeAttrs, PoolAttrs, UpsampleAttrs, UpsampleMode};
 use crate::tape::{NodeId, Tape};
 use crate::ty::{MAX_SPATIAL, Ty};
 
@@ -88,6 +88,7 @@ impl ConvSpec {
             pad_lo: first(self.pad_lo, n, 0),
             pad_hi: first(self.pad_hi, n, 0),
             groups: self.groups,
+            algo: ConvAlgo::Direct,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! `work` costs. What holds for every op is checked once: the number of inputs
 //! and one element type.
 
+mod algo;
 mod check;
 mod dense;
 mod elementwise;
@@ -18,6 +19,7 @@ mod upsample;
 mod window;
 mod work;
 
+pub use algo::{ConvAlgo, WINOGRAD_TILE};
 pub(crate) use check::ty as checked_ty;
 pub use elementwise::{Saved, UnaryKind};
 pub use norm::{NormAttrs, NormKind, NormParam};

@@ -63,8 +63,8 @@ impl Op {
         }
         let s = axis - 1;
         match self {
-            Op::Conv(a) => AxisRead::Window(a.window(s)),
-            Op::ConvTranspose(a) => AxisRead::Adjoint(a.conv.window(s)),
+            Op::Conv(a) => a.reads(s, inputs[0].shape.spatial().len()),
+            Op::ConvTranspose(a) => a.conv.adjoint_reads(s, inputs[0].shape.spatial().len()),
             Op::ConvWeightGrad(a) if input == 0 => AxisRead::Window(a.window(s)),
             Op::MaxPool(a) | Op::AvgPool(a) => AxisRead::Window(a.window(s)),
             Op::AvgPoolGrad { pool, .. } => AxisRead::Adjoint(pool.window(s)),

@@ -8,6 +8,7 @@ use crate::op::{Op, PerAxis};
 use crate::region::Window;
 use crate::ty::{Form, MAX_RANK, Ty};
 
+use super::algo::ConvAlgo;
 use super::check::{self, Checked, ensure, volume};
 use super::structure::spatial_of;
 
@@ -26,6 +27,8 @@ pub struct ConvAttrs {
     pub pad_hi: PerAxis,
     /// Channel groups; `C` for a depthwise convolution.
     pub groups: usize,
+    /// How it is computed.
+    pub algo: ConvAlgo,
 }
 
 impl ConvAttrs {
@@ -68,6 +71,11 @@ fn check_attrs(a: &ConvAttrs, n: usize) -> Checked {
     ensure!(
         a.groups >= 1,
         "groups must be at least 1, not 0; an ordinary convolution has 1"
+    );
+    ensure!(
+        a.algo == ConvAlgo::Direct || a.can_winograd(n),
+        "Winograd's algorithm needs one group, 3 x 3 taps on the last two axes, stride and dilation \
+         1 and less padding than taps: take the direct one"
     );
     Ok(())
 }

@@ -3,8 +3,8 @@
 use crate::error::TapeError;
 use crate::op::{Op, PerAxis};
 use crate::ops::{
-    self, ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs, PoolAttrs,
-    Saved, SliceAttrs, UnaryKind, UpsampleAttrs, UpsampleMode,
+    self, ConvAlgo, ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs,
+    PoolAttrs, Saved, SliceAttrs, UnaryKind, UpsampleAttrs, UpsampleMode,
 };
 use crate::tape::{NodeId, Tape};
 use crate::ty::{DType, MAX_SPATIAL, Ty};
@@ -291,6 +291,7 @@ fn read_conv(at: &mut Attributes, n: Option<usize>, kernel: PerAxis) -> Scanned<
         pad_lo,
         pad_hi,
         groups,
+        algo: ConvAlgo::Direct,
     })
 }
 

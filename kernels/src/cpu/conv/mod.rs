@@ -34,11 +34,12 @@ mod tile;
 mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod wgrad;
+mod winograd;
 
 #[cfg(target_arch = "x86_64")]
 use std::any::TypeId;
 
-use sstep_autodiff::{ConvAttrs, ConvTransposeAttrs};
+use sstep_autodiff::{ConvAlgo, ConvAttrs, ConvTransposeAttrs};
 
 use crate::Job;
 use crate::real::Real;
@@ -90,6 +91,10 @@ pub(crate) fn conv<T: Real>(a: &ConvAttrs, job: &Job<T>, out: &mut Out<T>, ws: &
         return;
     }
     let geom = Geom::new(a, out.layout().shape.rank() - 2);
+    match algo(a, job) {
+        ConvAlgo::Direct => {}
+        ConvAlgo::Winograd => return winograd(&winograd::Problem::conv(&geom, job, out), job, ws),
+    }
     #[cfg(target_arch = "x86_64")]
     if fast(job) {
         check(job, out);
@@ -116,6 +121,12 @@ pub(crate) fn transpose<T: Real>(
         return;
     }
     let geom = Geom::new(&a.conv, out.layout().shape.rank() - 2);
+    match algo(&a.conv, job) {
+        ConvAlgo::Direct => {}
+        ConvAlgo::Winograd => {
+            return winograd(&winograd::Problem::adjoint(&geom, job, out), job, ws);
+        }
+    }
     #[cfg(target_arch = "x86_64")]
     if fast(job) {
         check(job, out);
@@ -141,13 +152,39 @@ pub(crate) fn weight_grad<T: Real>(a: &ConvAttrs, job: &Job<T>, w: &mut [T], ws:
     if fast(job) {
         // SAFETY: `fast` found that `T` is `f32`.
         let (job, w) = unsafe { (same(job), same_mut(w)) };
-        if wgrad::weight_grad(&geom, job, w, tasks::floats(ws)) {
+        let floats = tasks::floats(ws);
+        // A sum over positions may be split in any way, so either may compute it.
+        let done = match a.algo {
+            ConvAlgo::Direct => false,
+            ConvAlgo::Winograd => winograd::weight_grad(&geom, job, w, floats),
+        };
+        if done || wgrad::weight_grad(&geom, job, w, floats) {
             return;
         }
     }
     // Only the fast kernels have a use for scratch.
     let _ = ws;
     plain::weight_grad(&geom, job, w);
+}
+
+/// The algorithm to use: the reference's straightforward loops are direct.
+fn algo<T: Real>(a: &ConvAttrs, job: &Job<T>) -> ConvAlgo {
+    if job.plain { ConvAlgo::Direct } else { a.algo }
+}
+
+/// Computes a convolution or an adjoint by Winograd's algorithm.
+fn winograd<T: Real>(problem: &winograd::Problem<T>, job: &Job<T>, ws: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if fast(job) {
+        // SAFETY: `fast` found that `T` is `f32`.
+        let problem = unsafe { same(problem) };
+        if winograd::compute(problem, tasks::floats(ws)) {
+            return;
+        }
+    }
+    // Only the fast kernels have a use for scratch.
+    let _ = (job, ws);
+    winograd::plain(problem);
 }
 
 /// Kernels that store through raw pointers rely on the view to hold the region.
