@@ -8,8 +8,10 @@
 #![forbid(unsafe_code)]
 
 mod extract;
+mod layers;
 mod pack;
 mod table;
+mod torch;
 
 use std::process::ExitCode;
 
@@ -28,12 +30,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Layers(layers::Args),
     Pack(pack::Args),
     Extract(extract::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Layers(args) => layers::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Extract(args) => extract::run(&args),
     };

@@ -112,6 +112,20 @@ impl Layout {
         Box4([n, d, h, w].map(Span::full))
     }
 
+    /// Offset of an element `(n, c, d, h, w)`, not checked: of no use but to guess.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    fn offset(&self, [n, c, d, h, w]: [usize; 5]) -> usize {
+        let p = &self.present.0;
+        let [sn, sc, sd, sh] = self.strides;
+        let along = |at: usize, axis: usize, stride: usize| {
+            at.wrapping_sub(p[axis].lo).wrapping_mul(stride)
+        };
+        (along(n, 0, sn).wrapping_add(c * sc))
+            .wrapping_add(along(d, 1, sd))
+            .wrapping_add(along(h, 2, sh))
+            .wrapping_add(along(w, 3, 1))
+    }
+
     /// Offset of the first element of a row and its length, checked.
     fn row(&self, n: usize, c: usize, d: usize, h: usize, w: &Range<usize>) -> (usize, usize) {
         let p = &self.present.0;
@@ -212,6 +226,12 @@ impl<'a, T: Real> In<'a, T> {
         unsafe { std::slice::from_raw_parts(self.base.add(at), len) }
     }
 
+    /// Where element `(n, c, d, h, w)` would lie, not checked: to prefetch it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn address(&self, at: [usize; 5]) -> *const T {
+        self.base.wrapping_add(self.layout.offset(at))
+    }
+
     /// All elements of a dense whole tensor, in order.
     pub fn flat(&self) -> &'a [T] {
         debug_assert_eq!(self.layout.len, self.layout.shape.elems());
@@ -280,6 +300,12 @@ impl<'a, T: Real> Out<'a, T> {
     #[allow(dead_code)]
     pub(crate) fn as_mut_ptr(&self) -> *mut T {
         self.base
+    }
+
+    /// Where element `(n, c, d, h, w)` would lie, not checked: to prefetch it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn address(&self, at: [usize; 5]) -> *const T {
+        self.base.wrapping_add(self.layout.offset(at))
     }
 
     /// Elements `w` (absolute) of row `(n, c, d, h)`.

@@ -14,11 +14,14 @@ mod lanes;
 mod loss;
 mod norm;
 mod parts;
+mod peak;
 mod pool;
 mod random;
 mod reduce;
 mod structure;
 mod upsample;
+
+pub use peak::peak_flops_per_sec;
 
 use sstep_autodiff::{ConvAttrs, NormAttrs, NormKind, Op, ReductionState, Ty};
 

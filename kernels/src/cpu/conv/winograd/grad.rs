@@ -13,9 +13,13 @@ use std::ops::Range;
 use super::super::Geom;
 use super::super::tasks::{self, DisjointMut};
 use super::gemm;
-use super::tiles::{self, Grid, Patches};
+use super::shuffle::{ROW, spread_channels};
+use super::tiles::{self, Grid, Patches, Segment, Slab};
 use super::transform::{LANES, Lanes, PATCH, POINTS, TILE, output_grad, taps_grad_2d};
 use crate::Job;
+
+/// Channels between asking for a patch and reading it.
+const AHEAD: usize = 2;
 
 /// Vectors of tiles transformed at a time.
 const VECTORS: usize = 2;
@@ -205,23 +209,21 @@ impl Task<'_> {
         doubles.fill(0.0);
         sums.fill(0.0);
         let mut summed = 0;
+        let mut columns = tiles::no_columns();
+        let mut slab: Slab<f32> = [[[0.0; ROW]; TILE]; LANES];
         for first in (0..layer.grid.n_vectors()).step_by(VECTORS) {
             for v in 0..VECTORS {
                 let segments = layer.grid.vector(first + v);
                 for (i, c) in self.c.clone().enumerate() {
                     let at = (i * VECTORS + v) * LANES;
-                    layer.patches.transform(&segments, c, self.t, |p, u| {
-                        patches[p * sizes.patch_point() + at..][..LANES].copy_from_slice(u);
-                    });
+                    layer.patches.prefetch(&segments, c + AHEAD, self.t);
+                    layer
+                        .patches
+                        .transform::<WIDE>(&mut columns, &segments, c, self.t, |p, u| {
+                            patches[p * sizes.patch_point() + at..][..LANES].copy_from_slice(u);
+                        });
                 }
-                let mut lanes = 0;
-                for (lane, at) in segments.iter().flat_map(tiles::Segment::tiles) {
-                    self.grads(at, v * LANES + lane, grads);
-                    lanes += 1;
-                }
-                for lane in lanes..LANES {
-                    self.no_grads(v * LANES + lane, grads);
-                }
+                self.grads::<WIDE>(&segments, v, &mut slab, grads);
             }
             for p in 0..POINTS {
                 let u = &patches[p * sizes.patch_point()..][..n_ins * Sizes::TILES];
@@ -252,45 +254,48 @@ impl Task<'_> {
         unsafe { self.finish(doubles) };
     }
 
-    /// Transforms the tile of `ȳ` at a position, all channels.
+    /// Transforms vector `v` of the tiles of `ȳ`, all channels.
     #[inline(always)]
-    fn grads(&self, at: [usize; 4], tile: usize, grads: &mut [f32]) {
+    fn grads<const WIDE: bool>(
+        &self,
+        segments: &[Segment],
+        v: usize,
+        slab: &mut Slab<f32>,
+        grads: &mut [f32],
+    ) {
         let sizes = self.sizes;
         let (y, region) = (&self.layer.job.inputs[1], &self.layer.job.region);
         for lanes in 0..sizes.out_lanes {
             let k = self.k.start + lanes * LANES;
-            let mut columns = [[[0.0; LANES]; TILE]; PATCH];
-            let k = k..(k + LANES).min(self.k.end);
-            tiles::channels(y, region, at, k, |i, row| {
-                for l in 0..LANES {
-                    let y = output_grad(from_fn(|j| row[j][l]));
-                    for j in 0..PATCH {
-                        columns[j][i][l] = y[j];
+            tiles::fill(y, region, segments, k..(k + LANES).min(self.k.end), slab);
+            let slab = slab.as_flattened().as_flattened();
+            for tile in 0..LANES {
+                let mut columns = [[[0.0; LANES]; TILE]; PATCH];
+                for i in 0..TILE {
+                    let mut row = [[0.0; LANES]; TILE];
+                    let from = &slab[i * ROW + tile * TILE..];
+                    spread_channels::<f32, WIDE>(from, TILE * ROW, &mut row);
+                    for l in 0..LANES {
+                        let y = output_grad(from_fn(|j| row[j][l]));
+                        for j in 0..PATCH {
+                            columns[j][i][l] = y[j];
+                        }
                     }
                 }
-            });
-            let to = (lanes * Sizes::TILES + tile) * LANES;
-            for (j, column) in columns.iter().enumerate() {
-                let mut points = [[0.0; LANES]; PATCH];
-                for l in 0..LANES {
-                    let y = output_grad(from_fn(|i| column[i][l]));
-                    for i in 0..PATCH {
-                        points[i][l] = y[i];
+                let to = (lanes * Sizes::TILES + v * LANES + tile) * LANES;
+                for (j, column) in columns.iter().enumerate() {
+                    let mut points = [[0.0; LANES]; PATCH];
+                    for l in 0..LANES {
+                        let y = output_grad(from_fn(|i| column[i][l]));
+                        for i in 0..PATCH {
+                            points[i][l] = y[i];
+                        }
+                    }
+                    for (i, point) in points.iter().enumerate() {
+                        let p = i * PATCH + j;
+                        grads[p * sizes.grad_point() + to..][..LANES].copy_from_slice(point);
                     }
                 }
-                for (i, point) in points.iter().enumerate() {
-                    let p = i * PATCH + j;
-                    grads[p * sizes.grad_point() + to..][..LANES].copy_from_slice(point);
-                }
-            }
-        }
-    }
-
-    /// A tile that is not there.
-    fn no_grads(&self, tile: usize, grads: &mut [f32]) {
-        for point in grads.chunks_exact_mut(self.sizes.grad_point()) {
-            for lanes in 0..self.sizes.out_lanes {
-                point[(lanes * Sizes::TILES + tile) * LANES..][..LANES].fill(0.0);
             }
         }
     }

@@ -27,6 +27,7 @@ mod gemm;
 mod grad;
 #[cfg(target_arch = "x86_64")]
 mod packed;
+mod shuffle;
 mod tiles;
 mod transform;
 
@@ -163,7 +164,12 @@ impl<'a, T: Real> Problem<'a, T> {
     /// # Safety
     /// No other live slice overlaps the elements.
     #[inline(always)]
-    unsafe fn store(&self, segments: &[Segment], k: usize, sums: impl Fn(usize) -> Lanes<T>) {
+    unsafe fn store<const WIDE: bool>(
+        &self,
+        segments: &[Segment],
+        k: usize,
+        sums: impl Fn(usize) -> Lanes<T>,
+    ) {
         let mut y = [[[T::ZERO; LANES]; TILE]; TILE];
         transform::output_2d(sums, &mut y);
         if let Some(bias) = self.bias {
@@ -172,7 +178,7 @@ impl<'a, T: Real> Problem<'a, T> {
             }
         }
         // SAFETY: as promised to this function.
-        unsafe { tiles::store(&self.out, &self.region, segments, k, &y) };
+        unsafe { tiles::store::<T, WIDE>(&self.out, &self.region, segments, k, &y) };
     }
 }
 
@@ -213,19 +219,22 @@ fn few_fma<T: Real>(problem: &Problem<T>, segments: &[Segment], k: usize) {
 #[inline(always)]
 fn few<T: Real>(problem: &Problem<T>, segments: &[Segment], k: usize) {
     let mut sums = [[[T::ZERO; LANES]; POINTS]; OUTS];
+    let mut columns = tiles::no_columns();
     for (t, c) in problem.terms() {
         let mut w = [[T::ZERO; OUTS]; POINTS];
         transform::taps_2d(&problem.w.nine(k, problem.outs, c, t), &mut w);
-        problem.patches.transform(segments, c, t, |p, u| {
-            for (sums, &w) in sums.iter_mut().zip(&w[p]) {
-                for (sum, &u) in sums[p].iter_mut().zip(u) {
-                    *sum = u.fma(w, *sum);
+        problem
+            .patches
+            .transform::<false>(&mut columns, segments, c, t, |p, u| {
+                for (sums, &w) in sums.iter_mut().zip(&w[p]) {
+                    for (sum, &u) in sums[p].iter_mut().zip(u) {
+                        *sum = u.fma(w, *sum);
+                    }
                 }
-            }
-        });
+            });
     }
     for (k, sums) in (k..problem.outs).zip(&sums) {
         // SAFETY: a vector and channel is stored by one task.
-        unsafe { problem.store(segments, k, |p| sums[p]) };
+        unsafe { problem.store::<false>(segments, k, |p| sums[p]) };
     }
 }

@@ -8,13 +8,16 @@
 //! shared, otherwise each task makes those of eight output channels as it goes.
 
 use super::super::tasks::{self, DisjointMut};
-use super::tiles::{Grid, Segment};
+use super::tiles::{self, Grid, Segment};
 use super::transform::{LANES, POINTS, taps_2d};
 use super::{OUTS, Problem, gemm};
 
 /// Floats of the transformed patches of a task: they should stay in the
 /// second-level cache.
 const PATCH_FLOATS: usize = 288 << 10;
+
+/// Channels between asking for a patch and reading it.
+const AHEAD: usize = 2;
 
 /// Most vectors of tiles of a task.
 const MOST_VECTORS: usize = 3;
@@ -82,7 +85,12 @@ pub(in super::super) fn compute(problem: &Problem<f32>, scratch: &mut [f32]) -> 
     let fits = |v: usize| {
         let own = if cached { 0 } else { one.weights() };
         let s = sizes(v);
-        s.patches() + s.sums() + own <= share && s.patches() <= PATCH_FLOATS
+        let most = if cached {
+            PATCH_FLOATS
+        } else {
+            4 * PATCH_FLOATS
+        };
+        s.patches() + s.sums() + own <= share && s.patches() <= most
     };
     let balanced = grid.n_vectors().div_ceil(workers).clamp(1, MOST_VECTORS);
     let vectors = (2..=balanced).rev().find(|&v| fits(v)).unwrap_or(1);
@@ -188,12 +196,16 @@ impl Task<'_> {
         let (patches, scratch) = scratch.split_at_mut(sizes.patches());
         let (sums, own) = scratch.split_at_mut(sizes.sums());
         let point = sizes.patch_point();
+        let mut columns = tiles::no_columns();
         for (r, (t, c)) in problem.terms().enumerate() {
             for (v, segments) in self.segments.iter().enumerate() {
                 let at = (r * vectors + v) * LANES;
-                problem.patches.transform(segments, c, t, |p, u| {
-                    patches[p * point + at..][..LANES].copy_from_slice(u);
-                });
+                problem.patches.prefetch(segments, c + AHEAD, t);
+                problem
+                    .patches
+                    .transform::<WIDE>(&mut columns, segments, c, t, |p, u| {
+                        patches[p * point + at..][..LANES].copy_from_slice(u);
+                    });
             }
         }
         for group in self.groups.clone() {
@@ -204,6 +216,11 @@ impl Task<'_> {
                     &own[..sizes.weights()]
                 }
             };
+            for k in (group * OUTS..problem.outs).take(OUTS) {
+                for segments in self.segments {
+                    tiles::prefetch_store(&problem.out, &problem.region, segments, k);
+                }
+            }
             for p in 0..POINTS {
                 let w = &weights[p * sizes.weight_point()..][..sizes.terms * OUTS];
                 let u = &patches[p * point..][..sizes.terms * vectors * LANES];
@@ -227,7 +244,7 @@ impl Task<'_> {
                         lanes
                     };
                     // SAFETY: as promised to this function.
-                    unsafe { problem.store(segments, k, lanes) };
+                    unsafe { problem.store::<WIDE>(segments, k, lanes) };
                 }
             }
         }

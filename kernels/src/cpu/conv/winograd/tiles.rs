@@ -5,15 +5,14 @@
 //! run of 66 floats per row, read in place; elsewhere (narrow maps, the ends of
 //! rows, borders) a small buffer is filled with pieces of several rows first.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 
+use super::shuffle::{PATCH_ROW, ROW, gather, spread};
 use super::transform::{LANES, Lanes, PATCH, TILE, input};
 use crate::real::Real;
 use crate::view::{Box4, In, Out};
-
-/// Floats of a row of sixteen tiles, and of their patches.
-const ROW: usize = LANES * TILE;
-const PATCH_ROW: usize = ROW + PATCH - TILE;
 
 /// The tiles that make up a region.
 pub(super) struct Grid {
@@ -100,6 +99,14 @@ pub(super) struct Segment {
     w: usize,
 }
 
+/// Half-transformed patches, `[column][row]`.
+pub(super) type Columns<T> = [[Lanes<T>; PATCH]; PATCH];
+
+/// No patches.
+pub(super) fn no_columns<T: Real>() -> Columns<T> {
+    [[[T::ZERO; LANES]; PATCH]; PATCH]
+}
+
 /// Where patches are read.
 pub(super) struct Patches<'a, T> {
     /// The map.
@@ -111,21 +118,21 @@ pub(super) struct Patches<'a, T> {
 }
 
 impl<T: Real> Patches<'_, T> {
-    /// Transformed patches of channel `c`, depth tap `t`: calls `put(p, lanes)`
+    /// Transformed patches, [`shuffle`](super::shuffle)d `WIDE` or not, of channel `c`, depth tap `t`: calls `put(p, lanes)`
     /// for each of the 36 points.
     #[inline(always)]
-    pub(super) fn transform(
+    pub(super) fn transform<const WIDE: bool>(
         &self,
+        columns: &mut Columns<T>,
         segments: &[Segment],
         c: usize,
         t: usize,
         mut put: impl FnMut(usize, &Lanes<T>),
     ) {
-        // Along the rows of the patch first: `[column][row]`.
-        let mut columns = [[[T::ZERO; LANES]; PATCH]; PATCH];
+        // Along the rows of the patch first.
         for i in 0..PATCH {
             let mut row = [[T::ZERO; LANES]; PATCH];
-            self.row(segments, c, t, i, &mut row);
+            self.row::<WIDE>(segments, c, t, i, &mut row);
             for l in 0..LANES {
                 let u = input(std::array::from_fn(|j| row[j][l]));
                 for j in 0..PATCH {
@@ -147,9 +154,25 @@ impl<T: Real> Patches<'_, T> {
         }
     }
 
+    /// Asks for the patches of a channel that is transformed a little later:
+    /// channels lie far apart, so the processor does not see them coming.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn prefetch(&self, segments: &[Segment], c: usize, t: usize) {
+        for s in segments {
+            let first = (s.w as isize - self.pad[2]).max(self.readable[2].start as isize) as usize;
+            let len = (s.len * TILE + PATCH - TILE).min(self.readable[2].end.saturating_sub(first));
+            for i in 0..PATCH {
+                if let Some((d, h)) = self.line(s, t, i) {
+                    prefetch_line::<_MM_HINT_T0, T>(self.x.address([s.n, c, d, h, first]), len);
+                }
+            }
+        }
+    }
+
     /// Row `i` of every patch.
     #[inline(always)]
-    fn row(
+    fn row<const WIDE: bool>(
         &self,
         segments: &[Segment],
         c: usize,
@@ -170,7 +193,7 @@ impl<T: Real> Patches<'_, T> {
                 let from = first as usize;
                 let row = self.x.row(one.n, c, d, h, from..from + PATCH_ROW);
                 if let Ok(row) = row.try_into() {
-                    return spread(row, into);
+                    return spread::<T, WIDE>(row, into);
                 }
             }
         }
@@ -189,7 +212,7 @@ impl<T: Real> Patches<'_, T> {
             let first = s.w as isize - self.pad[2];
             self.copy([s.n, c, d, h], first, &mut buffer[at..at + len]);
         }
-        spread(&buffer, into);
+        spread::<T, WIDE>(&buffer, into);
         // The patches of a run's last tile go on where the next run's begin.
         for s in segments {
             let last = s.lane + s.len - 1;
@@ -233,12 +256,31 @@ impl<T: Real> Patches<'_, T> {
     }
 }
 
-/// `into[j][l] = row[4 l + j]`.
+/// Asks for the rows that [`store`] will write, lest it waits for them.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn spread<T: Real>(row: &[T; PATCH_ROW], into: &mut [Lanes<T>; PATCH]) {
-    for l in 0..LANES {
-        for j in 0..PATCH {
-            into[j][l] = row[l * TILE + j];
+pub(super) fn prefetch_store<T: Real>(out: &Out<T>, region: &Box4, segments: &[Segment], k: usize) {
+    let (rows, cols) = (region.s(1), region.s(2));
+    for s in segments {
+        let (lo, hi) = (s.w.max(cols.start), (s.w + s.len * TILE).min(cols.end));
+        for h in s.h.max(rows.start)..(s.h + TILE).min(rows.end) {
+            if lo < hi {
+                prefetch_line::<_MM_HINT_ET0, T>(out.address([s.n, k, s.d, h, lo]), hi - lo);
+            }
+        }
+    }
+}
+
+/// Asks for the lines of `len` elements.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch_line<const HINT: i32, T>(from: *const T, len: usize) {
+    for at in (0..len).step_by(64 / size_of::<T>()) {
+        // SAFETY: prefetching has no effect on memory, wherever it points. (Some
+        // compilers know that and find nothing unsafe.)
+        #[allow(unused_unsafe)]
+        unsafe {
+            _mm_prefetch::<HINT>(from.wrapping_add(at).cast());
         }
     }
 }
@@ -248,7 +290,7 @@ fn spread<T: Real>(row: &[T; PATCH_ROW], into: &mut [Lanes<T>; PATCH]) {
 /// # Safety
 /// No other live slice overlaps these elements.
 #[inline(always)]
-pub(super) unsafe fn store<T: Real>(
+pub(super) unsafe fn store<T: Real, const WIDE: bool>(
     out: &Out<T>,
     region: &Box4,
     segments: &[Segment],
@@ -257,12 +299,7 @@ pub(super) unsafe fn store<T: Real>(
 ) {
     let (rows, cols) = (region.s(1), region.s(2));
     for (i, tiles) in tiles.iter().enumerate() {
-        let mut buffer = [T::ZERO; ROW];
-        for l in 0..LANES {
-            for j in 0..TILE {
-                buffer[l * TILE + j] = tiles[j][l];
-            }
-        }
+        let buffer = gather::<T, WIDE>(tiles);
         for s in segments {
             let h = s.h + i;
             let (lo, hi) = (s.w.max(cols.start), (s.w + s.len * TILE).min(cols.end));
@@ -270,49 +307,51 @@ pub(super) unsafe fn store<T: Real>(
                 let from = s.lane * TILE + (lo - s.w);
                 // SAFETY: as promised to this function.
                 let row = unsafe { out.row_mut(s.n, k, s.d, h, lo..hi) };
-                row.copy_from_slice(&buffer[from..from + (hi - lo)]);
+                // The usual whole row in a few registers, without a call.
+                match <&mut [T; ROW]>::try_from(&mut *row) {
+                    Ok(row) => *row = buffer,
+                    Err(_) => row.copy_from_slice(&buffer[from..from + (hi - lo)]),
+                }
             }
         }
     }
 }
 
-/// Rows of the tiles of sixteen channels `k…` of one tile each: calls
-/// `put(row, lanes)` with `lanes[column][channel]`, zeros outside `region`.
+/// Rows of sixteen tiles, of sixteen channels.
+pub(super) type Slab<T> = [[[T; ROW]; TILE]; LANES];
+
+/// Fills a slab from channels `k` on, zeros outside `region` and beyond the last.
 #[inline(always)]
-pub(super) fn channels<T: Real>(
+pub(super) fn fill<T: Real>(
     y: &In<T>,
     region: &Box4,
-    [n, d, h, w]: [usize; 4],
+    segments: &[Segment],
     k: Range<usize>,
-    mut put: impl FnMut(usize, &[Lanes<T>; TILE]),
+    slab: &mut Slab<T>,
 ) {
-    let cols = w..(w + TILE).min(region.s(2).end);
-    for i in 0..TILE {
-        let mut lanes = [[T::ZERO; LANES]; TILE];
-        if h + i < region.s(1).end {
-            let mut buffer = [T::ZERO; ROW];
-            for (buffer, k) in buffer.chunks_exact_mut(TILE).zip(k.clone()) {
-                let row = y.row(n, k, d, h + i, cols.clone());
-                if let Ok(row) = <&[T; TILE]>::try_from(row) {
-                    buffer.copy_from_slice(row);
-                } else {
-                    buffer[..row.len()].copy_from_slice(row);
+    let (rows, cols) = (region.s(1), region.s(2));
+    let mut channels = k.map(Some).chain(std::iter::repeat(None));
+    for channel in slab {
+        let k = channels.next().flatten();
+        for (i, row) in channel.iter_mut().enumerate() {
+            if let (Some(k), [s]) = (k, segments) {
+                if s.len == LANES && s.w + ROW <= cols.end && s.h + i < rows.end {
+                    let from = y.row(s.n, k, s.d, s.h + i, s.w..s.w + ROW);
+                    // The usual whole row, without a call.
+                    if let Ok(from) = <&[T; ROW]>::try_from(from) {
+                        *row = *from;
+                        continue;
+                    }
                 }
             }
-            for l in 0..LANES {
-                for j in 0..TILE {
-                    lanes[j][l] = buffer[l * TILE + j];
+            row.fill(T::ZERO);
+            for s in segments {
+                let hi = (s.w + s.len * TILE).min(cols.end);
+                if let (Some(k), true) = (k, s.h + i < rows.end) {
+                    let from = y.row(s.n, k, s.d, s.h + i, s.w..hi);
+                    row[s.lane * TILE..][..from.len()].copy_from_slice(from);
                 }
             }
         }
-        put(i, &lanes);
-    }
-}
-
-impl Segment {
-    /// Lane and position `[n, d, h, w]` of each of its tiles.
-    pub(super) fn tiles(&self) -> impl Iterator<Item = (usize, [usize; 4])> + use<> {
-        let s = *self;
-        (0..s.len).map(move |i| (s.lane + i, [s.n, s.d, s.h, s.w + i * TILE]))
     }
 }
