@@ -7,14 +7,15 @@
 //! 1. [`Program::new`]: the part of the tape that is needed, densely numbered,
 //!    with barriers ([`program`]);
 //! 2. [`rewrite`]: equal programs that move less, by equality saturation;
-//! 3. [`mod@segment`]: where tile loops may begin and end, what may be stored;
-//! 4. [`mod@candidates`]: stages × recomputation × grids, with exact costs from
+//! 3. [`algorithms`]: how each convolution is computed;
+//! 4. [`mod@segment`]: where tile loops may begin and end, what may be stored;
+//! 5. [`mod@candidates`]: stages × recomputation × grids, with exact costs from
 //!    region propagation ([`sweep`], [`cost`]);
-//! 5. [`mod@place`]: which of them run and where stored maps live, by integer
+//! 6. [`mod@place`]: which of them run and where stored maps live, by integer
 //!    programming;
-//! 6. [`schedule`]: the complete plan, its buffers packed into one arena
+//! 7. [`schedule`]: the complete plan, its buffers packed into one arena
 //!    ([`pack`]);
-//! 7. [`mod@verify`]: an independent judge, always.
+//! 8. [`mod@verify`]: an independent judge, always.
 //!
 //! **Invariants.** The planner never touches tensor data nor a device; costs
 //! arrive as data ([`Machine`]). The same tape, budget and machine give the
@@ -22,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod algorithms;
 mod budget;
 pub mod candidates;
 pub mod cost;
@@ -59,6 +61,7 @@ pub use strategy::Strategy;
 pub use sweep::{AxisGrid, AxisPolicy};
 pub use verify::{Violation, verify};
 
+use algorithms::choose_algorithms;
 use candidates::{Grids, candidates};
 use place::{Goal, Placed, Problem, place};
 use segment::{Fineness, segment, storable};
@@ -82,8 +85,26 @@ pub fn plan(
     }
     let program = Program::new(tape, spec)?;
     let (program, _) = rewrite::rewrite(&program, machine)?;
+    let mut chosen = program.clone();
+    if choose_algorithms(&mut chosen, machine) {
+        match plan_program(&chosen, machine, budget, strategy) {
+            // Whole tiles of Winograd's algorithm read a little more than direct sums.
+            Err(PlanError::Infeasible { .. }) => {}
+            planned => return planned,
+        }
+    }
+    plan_program(&program, machine, budget, strategy)
+}
+
+/// Plans a program as it is.
+fn plan_program(
+    program: &Program,
+    machine: &Machine,
+    budget: Budget,
+    strategy: Strategy,
+) -> Result<Plan, PlanError> {
     let planner = Planner {
-        program: &program,
+        program,
         machine,
         budget,
         strategy,

@@ -4,7 +4,7 @@
 //! so the same tape, machine and budget give the same plan.
 
 use serde::{Deserialize, Serialize};
-use sstep_autodiff::Op;
+use sstep_autodiff::{ConvAlgo, ConvAttrs, Op};
 
 /// Rates of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,6 +13,12 @@ pub struct Machine {
     pub name: String,
     /// Arithmetic of convolutions and dense layers, in FLOP/s.
     pub conv_flops_per_sec: f64,
+    /// Arithmetic of convolutions by Winograd's algorithm, in FLOP/s of the direct
+    /// sums that they replace.
+    pub winograd_flops_per_sec: f64,
+    /// Fewest input and output channels for which Winograd's algorithm is faster
+    /// than a direct sum; `None`: never use it.
+    pub winograd_channels: Option<usize>,
     /// Arithmetic of everything else, in FLOP/s.
     pub point_flops_per_sec: f64,
     /// Device memory traffic of kernels, in bytes/s.
@@ -35,28 +41,34 @@ impl Machine {
         Machine {
             name: "cpu (built-in profile)".to_owned(),
             conv_flops_per_sec: 80e9,
+            winograd_flops_per_sec: 160e9,
+            winograd_channels: Some(32),
             point_flops_per_sec: 8e9,
             device_bytes_per_sec: 16e9,
             h2d_bytes_per_sec: 8e9,
             d2h_bytes_per_sec: 6e9,
             source_bytes_per_sec: 1.2e9,
             launch_secs: 6e-6,
-            workspace_bytes: 2 << 20,
+            workspace_bytes: 8 << 20,
         }
     }
 
     /// Seconds of a kernel that does `flops` and touches `bytes`.
     pub fn kernel_secs(&self, op: &Op, flops: f64, bytes: f64) -> f64 {
-        let dense = matches!(
-            op,
-            Op::Conv(_) | Op::ConvTranspose(_) | Op::ConvWeightGrad(_) | Op::Linear
-        );
-        let rate = if dense {
-            self.conv_flops_per_sec
-        } else {
-            self.point_flops_per_sec
+        let rate = match op {
+            Op::Conv(a) | Op::ConvWeightGrad(a) => self.conv_rate(a),
+            Op::ConvTranspose(a) => self.conv_rate(&a.conv),
+            Op::Linear => self.conv_flops_per_sec,
+            _ => self.point_flops_per_sec,
         };
         (flops / rate).max(bytes / self.device_bytes_per_sec)
+    }
+
+    fn conv_rate(&self, attrs: &ConvAttrs) -> f64 {
+        match attrs.algo {
+            ConvAlgo::Direct => self.conv_flops_per_sec,
+            ConvAlgo::Winograd => self.winograd_flops_per_sec,
+        }
     }
 }
 

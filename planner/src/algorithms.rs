@@ -1,0 +1,95 @@
+//! How each convolution is computed: the pass after the rewrites.
+//!
+//! Winograd's algorithm needs a quarter of the multiplications of a 3 × 3
+//! convolution and pays for it with transforms of its inputs and outputs, so
+//! that it wins from some number of channels on, which the machine profile
+//! gives. It rounds differently and reads whole tiles, so it is chosen here,
+//! once per node, for every tile of the plan: the tape stays as it was written,
+//! and the executor decides nothing.
+
+use sstep_autodiff::{ConvAlgo, ConvAttrs, DType, Op, Ty};
+
+use crate::machine::Machine;
+use crate::program::Program;
+
+/// Chooses the algorithm of every convolution. Tells whether any is not direct.
+pub fn choose_algorithms(program: &mut Program, machine: &Machine) -> bool {
+    let Some(fewest) = machine.winograd_channels else {
+        return false;
+    };
+    if program.dtype != DType::F32 {
+        return false;
+    }
+    let mut any = false;
+    for n in program.indices() {
+        let node = program.node(n);
+        let (mut op, out) = (node.op, node.ty);
+        let of = |i: usize| node.inputs.get(i).map(|&input| program.node(input).ty);
+        let (input, grad) = (of(0), of(1));
+        let (attrs, channels) = match (&mut op, input, grad) {
+            (Op::Conv(a), Some(x), _) => (a, [x, out].map(channels)),
+            (Op::ConvTranspose(a), Some(x), _) => (&mut a.conv, [x, out].map(channels)),
+            (Op::ConvWeightGrad(a), Some(x), Some(y)) => (a, [x, y].map(channels)),
+            _ => continue,
+        };
+        let n_spatial = input.map_or(0, |x| x.shape.spatial().len());
+        if wins(attrs, n_spatial, channels, fewest) {
+            attrs.algo = ConvAlgo::Winograd;
+            program.nodes[n.ix()].op = op;
+            any = true;
+        }
+    }
+    any
+}
+
+fn channels(ty: Ty) -> usize {
+    ty.shape.channels()
+}
+
+/// Whether Winograd's algorithm is defined and faster: kernels work on sixteen
+/// channels at a time.
+fn wins(attrs: &ConvAttrs, n_spatial: usize, channels: [usize; 2], fewest: usize) -> bool {
+    let enough = |c: usize| c >= fewest && c.is_multiple_of(16);
+    attrs.can_winograd(n_spatial) && channels.into_iter().all(enough)
+}
+
+#[cfg(test)]
+mod tests {
+    use sstep_autodiff::Tape;
+
+    use super::*;
+    use crate::program::{NodeIx, StepSpec};
+
+    const NET: &str = "tape v1 f32\nx = input [1, 32, 40, 40]\nw = param [64, 32, 3, 3]\n\
+                       a = conv(x, w) pad=1\nv = param [64, 64, 3, 3]\n\
+                       b = conv(a, v) stride=2 pad=1\nu = param [8, 64, 3, 3]\n\
+                       y = conv(b, u) pad=1";
+
+    fn algos(text: &str, machine: &Machine) -> Vec<ConvAlgo> {
+        let tape = Tape::parse(text).expect("a tape");
+        let spec = StepSpec {
+            outputs: vec![*tape.order().last().expect("a node")],
+            ..StepSpec::default()
+        };
+        let mut program = Program::new(&tape, &spec).expect("a program");
+        let any = choose_algorithms(&mut program, machine);
+        let of = |n: NodeIx| match program.node(n).op {
+            Op::Conv(a) => Some(a.algo),
+            _ => None,
+        };
+        let algos: Vec<_> = program.indices().filter_map(of).collect();
+        assert_eq!(any, algos.contains(&ConvAlgo::Winograd));
+        algos
+    }
+
+    #[test]
+    fn wide_unit_stride_convolutions_take_winograd() {
+        use ConvAlgo::{Direct, Winograd};
+        let mut machine = Machine::cpu_default();
+        assert_eq!(algos(NET, &machine), [Winograd, Direct, Direct]);
+        let doubles = NET.replace("f32", "f64");
+        assert_eq!(algos(&doubles, &machine), [Direct; 3]);
+        machine.winograd_channels = None;
+        assert_eq!(algos(NET, &machine), [Direct; 3]);
+    }
+}
