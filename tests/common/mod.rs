@@ -175,18 +175,19 @@ pub fn leaves<T: Real>(tape: &Tape, seed: u64) -> Tensors<T> {
     out
 }
 
-/// The same tensors, each element but class labels moved by a unit in its last
-/// place: what that does to a gradient is what no way of computing it can know.
-pub fn nudged(tensors: &Tensors<f64>, seed: u64) -> Tensors<f64> {
+/// The same tensors, each element but class labels moved by a relative `unit`:
+/// what that does to a gradient is what no way of computing it can know.
+pub fn nudged(tensors: &Tensors<f64>, unit: f64, seed: u64) -> Tensors<f64> {
     let mut rng = Rng(seed);
     let mut out = tensors.clone();
     for (_, tensor) in out.iter_mut().filter(|(name, _)| *name != "labels") {
         for v in &mut tensor.data {
-            *v = if rng.bits().is_multiple_of(2) {
-                v.next_up()
-            } else {
-                v.next_down()
-            };
+            *v *= 1.0
+                + if rng.bits().is_multiple_of(2) {
+                    unit
+                } else {
+                    -unit
+                };
         }
     }
     out

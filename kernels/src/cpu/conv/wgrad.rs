@@ -5,7 +5,7 @@
 //! offset, so four channels of `ȳ` by three (channel, tap) columns are twelve
 //! accumulators that stay in registers while the rows of the block stream by.
 //!
-//! **Accuracy.** A register lane sums a block, at most 128 products;
+//! **Accuracy.** A register lane sums a block, at most 32 products;
 //! the blocks are added up in doubles where the scratch has room for them, and
 //! each task adds its part to `w` once per call. Tasks own ranges of weights and all walk the
 //! positions in one order, which depends on the region and on the scratch per
@@ -34,10 +34,10 @@ fn most_channels(g: &Geom) -> (usize, usize) {
 /// those that tiles jump around in.
 const PANEL_FLOATS: usize = 80 << 10;
 
-/// Most positions of a block: 128 products a lane. Gradients cancel, most of all
+/// Most positions of a block: 32 products a lane. Gradients cancel, most of all
 /// where a softmax over space is above, and what a longer sum loses would be all
 /// of the result.
-const POSITIONS: usize = 128 * LANES;
+const POSITIONS: usize = 32 * LANES;
 
 /// So many blocks are added to `w` one by one.
 const FEW_BLOCKS: usize = 4;
