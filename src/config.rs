@@ -145,6 +145,10 @@ pub struct TrainConfig {
     /// parameters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// Whether 3 × 3 convolutions may be computed by Winograd's algorithm where
+    /// that is faster; it rounds differently, by about 1e-6.
+    #[serde(default = "yes")]
+    pub winograd: bool,
     /// The network.
     pub model: ModelSpec,
     /// Memory.
@@ -162,6 +166,10 @@ pub struct TrainConfig {
 
 fn one() -> usize {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn ten() -> u64 {

@@ -53,6 +53,13 @@ impl Machine {
         }
     }
 
+    /// The same machine with every convolution summed tap by tap, as the untiled
+    /// reference does.
+    pub fn without_winograd(mut self) -> Self {
+        self.winograd_channels = None;
+        self
+    }
+
     /// Seconds of a kernel that does `flops` and touches `bytes`.
     pub fn kernel_secs(&self, op: &Op, flops: f64, bytes: f64) -> f64 {
         let rate = match op {

@@ -3,7 +3,7 @@
 use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
-use sstep::{Budget, ByteSize, DType, Error, Strategy};
+use sstep::{Budget, ByteSize, DType, Error, Machine, Strategy};
 
 /// Options of a built-in network.
 #[derive(Clone, Debug, Args)]
@@ -92,6 +92,28 @@ pub struct SizeArgs {
     /// Images per step.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch: usize,
+}
+
+/// How convolutions are computed.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct ConvArgs {
+    /// Sum every convolution tap by tap, as an untiled run does, even where
+    /// Winograd's algorithm is faster: it rounds differently, by about 1e-6.
+    #[arg(long)]
+    pub no_winograd: bool,
+}
+
+impl ConvArgs {
+    /// The machine as the planner is to see it.
+    pub fn machine(self) -> Machine {
+        let machine = Machine::default();
+        if self.no_winograd {
+            machine.without_winograd()
+        } else {
+            machine
+        }
+    }
 }
 
 /// Memory of a plan.

@@ -16,7 +16,7 @@ use sstep::{
     differentiate, reference,
 };
 
-use super::args::{MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{ConvArgs, MemoryArgs, ModelArgs, SizeArgs};
 use super::plan::read_tape;
 use super::progress::{Bar, spin};
 
@@ -49,6 +49,10 @@ pub struct Args {
     /// is held against. Ignores budget and strategy.
     #[arg(long)]
     reference: bool,
+    /// Compute 3 x 3 convolutions by Winograd's algorithm where that is faster, as
+    /// training does; without, every convolution is summed tap by tap.
+    #[arg(long)]
+    winograd: bool,
     /// Number of the step, from 0: with the seed it decides dropout.
     #[arg(long, value_name = "N", default_value_t = 0)]
     step: u64,
@@ -228,6 +232,11 @@ fn planned<T: Element>(
     }
     let options = SessionOptions {
         strategy: args.memory.strategy,
+        // What is held against another framework sums as that does.
+        machine: ConvArgs {
+            no_winograd: !args.winograd,
+        }
+        .machine(),
         seed: args.seed,
         ..SessionOptions::new(args.memory.budget()?)
     };

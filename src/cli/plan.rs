@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use serde_json::json;
 use sstep::config::{OptimizerConfig, OptimizerName};
-use sstep::{DType, Error, Machine, Plan, Session, SessionOptions, Tape};
+use sstep::{DType, Error, Plan, Session, SessionOptions, Tape};
 
-use super::args::{MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{ConvArgs, MemoryArgs, ModelArgs, SizeArgs};
 use super::progress::spin;
 
 /// Plan one training step and explain the plan.
@@ -28,6 +28,8 @@ pub struct Args {
     /// A network as text instead of a built-in one: see docs/tape.md.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "size"])]
     tape: Option<PathBuf>,
+    #[command(flatten)]
+    conv: ConvArgs,
     #[command(flatten)]
     memory: MemoryArgs,
     /// Optimiser, whose state is part of the budget: sgd, adam or adamw.
@@ -51,7 +53,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let options = SessionOptions {
         budget: args.memory.budget()?,
         strategy: args.memory.strategy,
-        machine: Machine::default(),
+        machine: args.conv.machine(),
         seed: 0,
         rule: Some(rule),
     };

@@ -11,11 +11,11 @@ use sstep::nn::ModelSpec;
 use sstep::optim::Schedule;
 use sstep::params::{self, Element, TensorFile};
 use sstep::{
-    ByteSize, DType, Error, Machine, REPORT_HEADING, Report, Session, SessionOptions, Strategy,
-    TrainEvent, TrainOptions, TrainStep, Trainer,
+    ByteSize, DType, Error, REPORT_HEADING, Report, Session, SessionOptions, Strategy, TrainEvent,
+    TrainOptions, TrainStep, Trainer,
 };
 
-use super::args::ModelArgs;
+use super::args::{ConvArgs, ModelArgs};
 use super::progress::Bar;
 
 /// Name of the checkpoint in the output folder.
@@ -49,6 +49,8 @@ pub struct Args {
     label: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    conv: ConvArgs,
     /// Take the middle of each slide, of this width x height.
     #[arg(long, value_name = "WxH", help_heading = "Image")]
     size: Option<Size>,
@@ -119,6 +121,7 @@ fn configure(args: &Args) -> Result<TrainConfig, Error> {
         }
     };
     args.model.apply(&mut config.model);
+    config.winograd &= !args.conv.no_winograd;
     if let Some(name) = args.optimizer.filter(|name| *name != config.optimizer.name) {
         // The other optimiser's options do not apply to this one.
         config.optimizer = OptimizerConfig {
@@ -165,6 +168,7 @@ fn from_flags(data: PathBuf, model: ModelSpec, budget: ByteSize) -> TrainConfig 
         seed: 0,
         checkpoint_every: 10,
         init: None,
+        winograd: true,
         model,
         memory: Memory {
             budget: budget.0,
@@ -248,7 +252,10 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
     let options = SessionOptions {
         budget: config.memory.budget(),
         strategy: config.memory.strategy,
-        machine: Machine::default(),
+        machine: ConvArgs {
+            no_winograd: !config.winograd,
+        }
+        .machine(),
         seed: config.seed,
         rule: Some(rule),
     };
