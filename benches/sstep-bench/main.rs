@@ -10,6 +10,7 @@
 mod extract;
 mod layers;
 mod pack;
+mod step;
 mod table;
 mod torch;
 
@@ -33,6 +34,7 @@ enum Command {
     Layers(layers::Args),
     Pack(pack::Args),
     Extract(extract::Args),
+    Step(step::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Layers(args) => layers::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Extract(args) => extract::run(&args),
+        Command::Step(args) => step::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -282,10 +282,15 @@ fn fill_rows(
     size: [usize; 3],
 ) {
     let mut rows = to.chunks_exact_mut(size[2].next_multiple_of(LANES));
-    for k in channels {
+    // As far ahead as the panel of `x` is: see there.
+    let ahead = (12 / (size[0] * size[1])).clamp(1, 4);
+    for k in channels.clone() {
         for d in lo[0]..lo[0] + size[0] {
             for h in lo[1]..lo[1] + size[1] {
                 let row = rows.next().expect("the panel holds the rows");
+                if k + ahead < channels.end {
+                    panel::prefetch(y.row(n, k + ahead, d, h, lo[2]..lo[2] + size[2]));
+                }
                 row[..size[2]].copy_from_slice(y.row(n, k, d, h, lo[2]..lo[2] + size[2]));
                 row[size[2]..].fill(0.0);
             }

@@ -1,0 +1,233 @@
+//! One training step, forward and backward with group norm, at shrinking caps
+//! and against PyTorch.
+//!
+//! Caps are fractions of what storing everything takes. All contenders take
+//! turns, round by round; medians are compared. "Host" is memory of this machine
+//! as well, so a fair account of a plan's memory is the sum of both columns.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::json;
+use sstep::nn::{ModelSpec, Norm};
+use sstep::source::ArraySource;
+use sstep::{Budget, ByteSize, Feed, Session, SessionOptions, Shape, Strategy};
+
+use crate::Outcome;
+use crate::table::{Cell, Table};
+use crate::torch::Torch;
+
+/// Measures whole training steps.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The network.
+    #[arg(value_enum)]
+    net: Net,
+    /// Extent of the square image.
+    size: usize,
+    /// Caps, as parts of what storing everything takes: 1/1, 1/2 …
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 10, 50])]
+    parts: Vec<u64>,
+    /// Host memory that plans may use.
+    #[arg(long, default_value = "8GiB")]
+    host: ByteSize,
+    /// Python with PyTorch, to be polled in turn.
+    #[arg(long, value_name = "PYTHON")]
+    torch: Option<PathBuf>,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Turns of every contender.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A network that both sides build alike.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Net {
+    /// ResNet-18.
+    Resnet18,
+    /// A U-Net of 32 channels that halves the image three times.
+    Unet32,
+}
+
+impl Net {
+    fn name(self) -> &'static str {
+        match self {
+            Net::Resnet18 => "resnet18",
+            Net::Unet32 => "unet32",
+        }
+    }
+
+    fn spec(self) -> ModelSpec {
+        let norm = Some(Norm::Group);
+        match self {
+            Net::Resnet18 => ModelSpec {
+                norm,
+                ..ModelSpec::new("resnet18")
+            },
+            Net::Unet32 => ModelSpec {
+                norm,
+                width: Some(32),
+                levels: Some(3),
+                ..ModelSpec::new("unet2d")
+            },
+        }
+    }
+
+    fn label(self, size: usize) -> Result<Feed<f32>, Box<dyn std::error::Error>> {
+        Ok(match self {
+            Net::Resnet18 => Feed::Flat(vec![1.0]),
+            Net::Unet32 => {
+                let labels = vec![0.0; size * size];
+                let shape = Shape::map(1, 1, &[size, size]);
+                Feed::Source(Arc::new(ArraySource::new(shape, labels)?))
+            }
+        })
+    }
+}
+
+/// One of ours, with the seconds of each step.
+struct Contender {
+    name: String,
+    session: Session<f32>,
+    secs: Vec<f64>,
+    device_bytes: u64,
+    host_bytes: u64,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &Args) -> Outcome {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(args.threads)
+        .build_global()?;
+    let shape = Shape::map(1, 3, &[args.size, args.size]);
+    let pixels = (0..shape.elems()).map(|i| (i % 251) as f32 / 251.0);
+    let image = Arc::new(ArraySource::new(shape, pixels.collect())?);
+
+    let mut all = session(args, Strategy::StoreAll, 1 << 40);
+    let whole = all.plan(shape.dims())?.predicted.peak_bytes;
+    let mut ours = Vec::new();
+    let wanted = std::iter::once(1).chain(args.parts.iter().copied());
+    for part in wanted {
+        let (name, strategy, cap) = match part {
+            1 => ("store-all".to_owned(), Strategy::StoreAll, whole),
+            _ => (format!("1/{part}"), Strategy::Optimal, whole / part),
+        };
+        let mut session = session(args, strategy, cap);
+        let started = Instant::now();
+        match session.plan(shape.dims()) {
+            Ok(_) => ours.push(Contender {
+                name,
+                session,
+                secs: Vec::new(),
+                device_bytes: 0,
+                host_bytes: 0,
+            }),
+            Err(error) => eprintln!("{name}: {error}"),
+        }
+        eprintln!("planned in {:.1} s", started.elapsed().as_secs_f64());
+    }
+    let mut torch = match &args.torch {
+        Some(python) => Some(Torch::start(python, args.threads)?),
+        None => None,
+    };
+    let mut theirs: [(&str, Vec<f64>, f64); 2] =
+        ["nchw", "nhwc"].map(|layout| (layout, Vec::new(), 0.0));
+    for round in 0..=args.rounds {
+        for c in &mut ours {
+            let label = args.net.label(args.size)?;
+            let step = c.session.step(image.clone(), label, 0.0, &mut |_| {})?;
+            let measured = &step.report.measured;
+            eprintln!("{}: {:.2} s, loss {}", c.name, measured.secs, step.loss);
+            // The first step also touches the memory for the first time.
+            if round > 0 {
+                c.secs.push(measured.secs);
+            }
+            c.device_bytes = measured.peak_bytes;
+            c.host_bytes = measured.host_peak_bytes;
+        }
+        for (layout, secs, rss) in &mut theirs {
+            let (Some(torch), true) = (&mut torch, round > 0) else {
+                continue;
+            };
+            let request = json!({
+                "kind": "step", "net": args.net.name(), "size": args.size,
+                "layout": layout, "repeats": 1,
+            });
+            let answer = torch.ask(&request)?;
+            eprintln!("{layout}: {answer}");
+            secs.push(answer["secs"].as_f64().ok_or("no seconds")?);
+            *rss = rss.max(answer["rss_bytes"].as_f64().ok_or("no bytes")?);
+        }
+    }
+    print(args, ours, theirs);
+    Ok(())
+}
+
+fn session(args: &Args, strategy: Strategy, device_bytes: u64) -> Session<f32> {
+    let budget = Budget {
+        device_bytes,
+        host_bytes: args.host.0,
+    };
+    let options = SessionOptions {
+        strategy,
+        ..SessionOptions::new(budget)
+    };
+    Session::new(args.net.spec(), options).expect("built-in networks are valid")
+}
+
+fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) {
+    let untiled = ours.first().and_then(|c| median(&c.secs));
+    let best = theirs.iter().filter_map(|(_, s, _)| median(s));
+    let best = best.reduce(f64::min);
+    let mut table = Table::new(&["step", "secs", "device", "host", "of_untiled", "of_torch"]);
+    let ratio = |of: Option<f64>, secs: f64| match of {
+        Some(of) => Cell::number(of / secs, 2),
+        None => Cell::from("-"),
+    };
+    let bytes = |n: u64| Cell::new(ByteSize(n).to_string(), n);
+    for c in &ours {
+        let Some(secs) = median(&c.secs) else {
+            continue;
+        };
+        table.row(vec![
+            c.name.as_str().into(),
+            Cell::number(secs, 3),
+            bytes(c.device_bytes),
+            bytes(c.host_bytes),
+            ratio(untiled, secs),
+            ratio(best, secs),
+        ]);
+    }
+    for (layout, secs, rss) in &theirs {
+        let Some(secs) = median(secs) else { continue };
+        table.row(vec![
+            format!("PyTorch {layout}").into(),
+            Cell::number(secs, 3),
+            bytes(*rss as u64),
+            bytes(0),
+            ratio(untiled, secs),
+            ratio(best, secs),
+        ]);
+    }
+    if !args.json {
+        println!(
+            "{} at {}², {} threads",
+            args.net.name(),
+            args.size,
+            args.threads
+        );
+    }
+    table.print(args.json);
+}
+
+fn median(secs: &[f64]) -> Option<f64> {
+    let mut secs = secs.to_vec();
+    secs.sort_by(f64::total_cmp);
+    secs.get(secs.len() / 2).copied()
+}
