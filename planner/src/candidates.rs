@@ -54,7 +54,7 @@ pub struct Candidate {
 }
 
 /// Which grids to try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grids {
     /// Everything on the ladder.
     Ladder,
@@ -67,7 +67,9 @@ pub enum Grids {
 }
 
 /// Most grids kept per body.
-const KEEP_GRIDS: usize = 6;
+const KEEP_GRIDS: usize = 14;
+/// Two grids whose scratch differs by less than this factor are one choice.
+const ALIKE: f64 = 1.12;
 /// Bodies larger than this are not tried beyond the finest frontier.
 const MAX_BODY: usize = 900;
 /// Most tiles of a stage that a plan may have.
@@ -87,7 +89,9 @@ pub fn candidates(
     for from in 0..segments.pieces.len() {
         let level = segments.pieces[from].level;
         for to in from + 1..=segments.pieces.len() {
-            if segments.pieces[to - 1].level != level {
+            // Paging runs one op after the other.
+            let too_long = strategy == Strategy::Paging && to > from + 1;
+            if segments.pieces[to - 1].level != level || too_long {
                 break;
             }
             let targets = targets(program, segments, storable, from, to);
@@ -304,10 +308,7 @@ fn enumerate(anchor: &[usize], grids: Grids) -> Vec<Vec<AxisGrid>> {
         // Other axes whole, then cut ever finer together.
         let mut widths = vec![usize::MAX];
         if rest > 0 {
-            widths.extend(tile::ladder(
-                spatial[1],
-                finest(spatial[1]).max(spatial[1] / 64),
-            ));
+            widths.extend(tile::strips(spatial[1], finest(spatial[1])));
         }
         for w in widths {
             let mut tiles = vec![(AxisPolicy::Overlap, w); rest + 1];
@@ -320,7 +321,8 @@ fn enumerate(anchor: &[usize], grids: Grids) -> Vec<Vec<AxisGrid>> {
         }
     }
     let largest = spatial.iter().copied().max().unwrap_or(1);
-    for t in tile::ladder(largest, (largest / 256).max(finest(1))) {
+    let smallest = if grids == Grids::Smallest { 256 } else { 64 };
+    for t in tile::ladder(largest, (largest / smallest).max(finest(1))) {
         out.push(cut(&vec![(AxisPolicy::Overlap, t); spatial.len()]));
     }
     out
@@ -353,6 +355,20 @@ fn pareto(
     }
     if smallest {
         return front.split_off(front.len() - keep);
+    }
+    // Of grids alike in memory the fastest; the front's last needs least.
+    let least = front.last().map_or(0, |c| c.scratch_bytes);
+    let mut kept_bytes = f64::INFINITY;
+    front.retain(|c| {
+        let bytes = c.scratch_bytes as f64;
+        let differs = bytes * ALIKE <= kept_bytes || c.scratch_bytes == least;
+        if differs {
+            kept_bytes = bytes;
+        }
+        differs
+    });
+    if front.len() <= keep {
+        return front;
     }
     let last = front.len() - 1;
     let picks: BTreeSet<usize> = (0..keep).map(|k| k * last / (keep - 1)).collect();

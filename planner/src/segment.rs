@@ -36,12 +36,16 @@ pub struct Segments {
 }
 
 /// How finely levels are cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fineness {
     /// Only long levels, at a few narrow places.
     Coarse,
-    /// After every storable map.
+    /// After every storable map, up to a number.
     Fine,
+    /// Into about √n pieces.
+    Roots,
+    /// After every node.
+    Nodes,
 }
 
 /// Most pieces of a long level when cut coarsely.
@@ -69,6 +73,8 @@ pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Finenes
             Fineness::Coarse if nodes.len() < LONG_LEVEL => Vec::new(),
             Fineness::Coarse => narrow_cuts(program, storable, &nodes, COARSE_PIECES),
             Fineness::Fine => narrow_cuts(program, storable, &nodes, FINE_PIECES),
+            Fineness::Roots => narrow_cuts(program, storable, &nodes, nodes.len().isqrt().max(2)),
+            Fineness::Nodes => (1..nodes.len()).collect(),
         };
         let mut from = 0;
         for to in cuts.into_iter().chain([nodes.len()]) {
@@ -142,14 +148,41 @@ pub fn storable(program: &Program, strategy: Strategy) -> BTreeSet<NodeIx> {
         let node = program.node(n);
         node.ty.is_map() && !node.op.is_leaf()
     });
+    let checkpoints = if strategy == Strategy::Checkpoint {
+        checkpoints(program)
+    } else {
+        BTreeSet::new()
+    };
     let kept = |n: &NodeIx| match strategy {
-        Strategy::StoreAll => true,
+        Strategy::StoreAll | Strategy::Paging | Strategy::RematIlp | Strategy::RematPageIlp => true,
+        Strategy::Checkpoint => checkpoints.contains(n) || program.outputs.contains(n),
         Strategy::RecomputeAll => program.outputs.contains(n),
-        Strategy::Optimal | Strategy::OffloadAll | Strategy::Streaming => {
-            is_costly(program, *n) || program.outputs.contains(n)
-        }
+        Strategy::Optimal
+        | Strategy::OffloadAll
+        | Strategy::Streaming
+        | Strategy::TileCheckpoint => is_costly(program, *n) || program.outputs.contains(n),
     };
     maps.filter(kept).collect()
+}
+
+/// About √n forward maps where little crosses, and every backward map.
+fn checkpoints(program: &Program) -> BTreeSet<NodeIx> {
+    let forward = forward_nodes(program);
+    let is_map = |n: &NodeIx| program.node(*n).ty.is_map() && !program.node(*n).op.is_leaf();
+    let (ahead, mut kept): (Vec<NodeIx>, BTreeSet<NodeIx>) = {
+        let (ahead, behind): (Vec<NodeIx>, Vec<NodeIx>) = program
+            .indices()
+            .filter(is_map)
+            .partition(|n| forward[n.ix()]);
+        (ahead, behind.into_iter().collect())
+    };
+    let all: BTreeSet<NodeIx> = ahead.iter().copied().collect();
+    for cut in narrow_cuts(program, &all, &ahead, ahead.len().isqrt().max(1)) {
+        let beyond = |c: &NodeIx| all.contains(c) && *c >= ahead[cut];
+        let crosses = |n: &NodeIx| program.consumers(*n).iter().any(beyond);
+        kept.extend(ahead[..cut].iter().copied().filter(crosses));
+    }
+    kept
 }
 
 /// Whether a map is dearer to compute again than to read.
@@ -190,11 +223,16 @@ pub fn frontiers(
             .any(|points| points != node.ty.shape.spatial().iter().product::<usize>())
     };
     let all = ("every costly map", storable.clone());
-    if matches!(
-        strategy,
-        Strategy::StoreAll | Strategy::RecomputeAll | Strategy::OffloadAll
-    ) {
-        return vec![all];
+    match strategy {
+        Strategy::StoreAll
+        | Strategy::Checkpoint
+        | Strategy::RecomputeAll
+        | Strategy::OffloadAll
+        | Strategy::Paging => return vec![all],
+        Strategy::TileCheckpoint => {
+            return vec![("no forward map", keep(&|n| !forward[n.ix()]))];
+        }
+        Strategy::Optimal | Strategy::Streaming | Strategy::RematIlp | Strategy::RematPageIlp => {}
     }
     let mut out = vec![
         all,

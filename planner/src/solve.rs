@@ -14,11 +14,15 @@ use crate::error::PlanError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Var(usize);
 
+/// A row of a [`Model`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Row(usize);
+
 /// A mixed-integer linear model, minimised.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     columns: Vec<Column>,
-    rows: Vec<Row>,
+    rows: Vec<Inequality>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,11 +34,32 @@ struct Column {
 }
 
 #[derive(Clone, Debug)]
-struct Row {
+struct Inequality {
     terms: Vec<(Var, f64)>,
     at_least: bool,
     equal: bool,
     bound: f64,
+}
+
+/// The optimum with every binary allowed any value between 0 and 1.
+#[derive(Clone, Debug)]
+pub struct Relaxed {
+    /// Objective: no solution of the model is below it.
+    pub value: f64,
+    reduced: Vec<f64>,
+    duals: Vec<f64>,
+}
+
+impl Relaxed {
+    /// By how much the objective rises at least if a column at 0 goes to 1.
+    pub fn reduced_cost(&self, v: Var) -> f64 {
+        self.reduced[v.0]
+    }
+
+    /// By how much the objective rises if a row's bound rises by one.
+    pub fn dual(&self, r: Row) -> f64 {
+        self.duals[r.0]
+    }
 }
 
 /// How hard to try.
@@ -63,7 +88,9 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct Solution {
     values: Vec<f64>,
-    /// Relative distance to the best bound proved.
+    /// Objective that no solution of the model is below.
+    pub bound: f64,
+    /// Relative distance to that bound.
     pub gap: f64,
 }
 
@@ -101,18 +128,19 @@ impl Model {
     }
 
     /// `Σ terms ≤ bound`.
-    pub fn at_most(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
-        self.rows.push(Row {
+    pub fn at_most(&mut self, terms: Vec<(Var, f64)>, bound: f64) -> Row {
+        self.rows.push(Inequality {
             terms,
             at_least: false,
             equal: false,
             bound,
         });
+        Row(self.rows.len() - 1)
     }
 
     /// `Σ terms ≥ bound`.
     pub fn at_least(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
-        self.rows.push(Row {
+        self.rows.push(Inequality {
             terms,
             at_least: true,
             equal: false,
@@ -122,12 +150,63 @@ impl Model {
 
     /// `Σ terms = bound`.
     pub fn equal(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
-        self.rows.push(Row {
+        self.rows.push(Inequality {
             terms,
             at_least: false,
             equal: true,
             bound,
         });
+    }
+
+    /// Adds to a column's cost.
+    pub fn add_cost(&mut self, v: Var, cost: f64) {
+        self.columns[v.0].cost += cost;
+    }
+
+    /// Minimises the relaxation. `None` if even that has no solution.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`] if HiGHS fails on the model.
+    pub fn relax(&self) -> Result<Option<Relaxed>, PlanError> {
+        let failed = |what: &dyn std::fmt::Debug| PlanError::Solver {
+            status: format!("{what:?}"),
+        };
+        let mut problem = highs::RowProblem::default();
+        let columns: Vec<highs::Col> = (self.columns.iter())
+            .map(|c| problem.add_column(c.cost, c.lo..=c.hi))
+            .collect();
+        for row in &self.rows {
+            let terms: Vec<(highs::Col, f64)> =
+                row.terms.iter().map(|&(v, f)| (columns[v.0], f)).collect();
+            let lo = if row.at_least || row.equal {
+                row.bound
+            } else {
+                f64::NEG_INFINITY
+            };
+            let hi = if row.at_least {
+                f64::INFINITY
+            } else {
+                row.bound
+            };
+            problem.add_row(lo..=hi, terms);
+        }
+        let mut model = problem
+            .try_optimise(highs::Sense::Minimise)
+            .map_err(|e| failed(&e))?;
+        model.make_quiet();
+        for (key, value) in [("threads", 1), ("random_seed", 0)] {
+            model.try_set_option(key, value).map_err(|e| failed(&e))?;
+        }
+        let solved = model.try_solve().map_err(|e| failed(&e))?;
+        match solved.status() {
+            HighsModelStatus::Optimal => Ok(Some(Relaxed {
+                value: solved.objective_value(),
+                reduced: solved.get_solution().dual_columns().to_vec(),
+                duals: solved.get_solution().dual_rows().to_vec(),
+            })),
+            HighsModelStatus::Infeasible | HighsModelStatus::UnboundedOrInfeasible => Ok(None),
+            other => Err(failed(&other)),
+        }
     }
 
     /// Minimises.
@@ -200,6 +279,9 @@ impl Model {
                 Ok(Outcome::Found(Solution {
                     values: solved.get_solution().columns().to_vec(),
                     gap: solved.mip_gap(),
+                    bound: solved
+                        .double_info_value(c"mip_dual_bound")
+                        .map_err(|e| failed(&e))?,
                 }))
             }
             HighsModelStatus::ReachedTimeLimit

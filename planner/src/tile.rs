@@ -12,7 +12,8 @@ pub const MAX_TILES: usize = 512;
 /// Smallest tile extent ever tried, in positions of the anchor.
 pub const MIN_TILE: usize = 4;
 
-/// Tile extents for an axis, largest first, the whole excluded.
+/// Tile extents for an axis, largest first, the whole excluded: halves of
+/// halves.
 pub fn ladder(extent: usize, finest: usize) -> Vec<usize> {
     let mut sizes = Vec::new();
     let mut tile = extent.next_power_of_two() / 2;
@@ -22,6 +23,23 @@ pub fn ladder(extent: usize, finest: usize) -> Vec<usize> {
         }
         tile /= 2;
     }
+    sizes
+}
+
+/// Extents of strips of an axis that is cut beside the carried one, widest
+/// first, the whole excluded: the fewer the strips, the finer the choice of
+/// their number, for halos between strips are computed twice.
+pub fn strips(extent: usize, finest: usize) -> Vec<usize> {
+    const COUNTS: [usize; 18] = [
+        2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24, 32, 48, 64,
+    ];
+    let round = if extent >= 2048 { 32 } else { 1 };
+    let mut sizes: Vec<usize> = COUNTS
+        .iter()
+        .map(|n| extent.div_ceil(*n).next_multiple_of(round))
+        .filter(|&tile| tile >= finest.max(1) && tile < extent)
+        .collect();
+    sizes.dedup();
     sizes
 }
 

@@ -127,8 +127,9 @@ pub struct MemoryArgs {
     /// Host memory for tensors moved off the device; 0 forbids it.
     #[arg(long, value_name = "BYTES", default_value = "0")]
     host: ByteSize,
-    /// How to plan: optimal, or what others do: store-all, recompute-all,
-    /// offload-all, streaming.
+    /// How to plan: optimal, or what others do: store-all, checkpoint,
+    /// recompute-all, offload-all, paging, streaming, tile-checkpoint, remat-ilp,
+    /// remat-page-ilp.
     #[arg(long, default_value_t = Strategy::Optimal)]
     pub strategy: Strategy,
 }

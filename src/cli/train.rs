@@ -64,7 +64,8 @@ pub struct Args {
     /// Host memory for tensors moved off the device [default: 0, forbidden].
     #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     host: Option<ByteSize>,
-    /// How to plan: optimal, store-all, recompute-all, offload-all or streaming.
+    /// How to plan: optimal, store-all, checkpoint, recompute-all, offload-all,
+    /// paging, streaming, tile-checkpoint, remat-ilp or remat-page-ilp.
     #[arg(long, help_heading = "Memory")]
     strategy: Option<Strategy>,
     /// Steps in all [default: 10].

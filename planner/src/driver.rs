@@ -1,0 +1,405 @@
+//! Which searches are tried, and in what order, until a plan fits.
+//!
+//! First a quick search within the cap; if nothing fits, the smallest plan
+//! there is, undercut as long as a quick search can; if even that is too large,
+//! the error that names it. [`Strategy::Optimal`] also looks at what every other
+//! strategy finds, so it is never predicted slower than one of them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::budget::{Budget, ByteSize};
+use crate::candidates::{Candidate, Grids, candidates};
+use crate::error::{ForcingBuffer, PlanError};
+use crate::machine::Machine;
+use crate::place::{Goal, Placed, Problem, decide, place, prove};
+use crate::plan::{Buffer, Plan};
+use crate::program::Program;
+use crate::search::{Found, Space};
+use crate::segment::{Fineness, Segments, segment, storable};
+use crate::strategy::Strategy;
+use crate::{explain, schedule, tile};
+
+/// How often a placement is asked again with a cap lowered by what packing
+/// lacked.
+const REPACKS: usize = 12;
+/// How often the smallest plan may still be undercut.
+const SHRINKS: usize = 24;
+/// Most candidates whose relaxation is solved for a bound.
+const MOST_PROVEN: usize = 8000;
+
+/// Where candidates come from.
+type Source = (Strategy, Fineness, Grids);
+
+/// What may run.
+struct Pool {
+    segments: Segments,
+    candidates: Vec<Candidate>,
+}
+
+/// A finished plan, and how it came about.
+struct Made {
+    plan: Plan,
+    found: Found,
+    source: Source,
+    workspace_bytes: u64,
+    /// Device bytes that the placement was asked for.
+    aim_bytes: u64,
+}
+
+impl Made {
+    fn secs(&self) -> f64 {
+        self.plan.predicted.secs
+    }
+
+    fn peak_bytes(&self) -> u64 {
+        self.plan.predicted.peak_bytes
+    }
+}
+
+/// Plans one program.
+pub struct Planner<'a> {
+    program: &'a Program,
+    machine: &'a Machine,
+    budget: Budget,
+    strategy: Strategy,
+    pools: RefCell<BTreeMap<Source, Rc<Pool>>>,
+}
+
+impl<'a> Planner<'a> {
+    /// A planner that has not looked yet.
+    pub fn new(
+        program: &'a Program,
+        machine: &'a Machine,
+        budget: Budget,
+        strategy: Strategy,
+    ) -> Self {
+        Planner {
+            program,
+            machine,
+            budget,
+            strategy,
+            pools: RefCell::default(),
+        }
+    }
+
+    /// The fastest plan found that fits; failing that the smallest one; failing
+    /// that the error that names it.
+    ///
+    /// # Errors
+    /// [`PlanError::Infeasible`], [`PlanError::HostTooSmall`] and
+    /// [`PlanError::Solver`].
+    pub fn plan(&self) -> Result<Plan, PlanError> {
+        let cap = self.budget.device_bytes;
+        let mut made = match self.quick(self.strategy, cap) {
+            Some(made) => made,
+            None => self.tight(cap)?,
+        };
+        if self.strategy == Strategy::Optimal {
+            for rival in Strategy::ALL.into_iter().filter(|s| *s != self.strategy) {
+                if let Some(other) = self.quick(rival, cap).filter(|o| o.secs() < made.secs()) {
+                    made = other;
+                }
+            }
+        }
+        let mut plan = self.proven(made)?;
+        plan.budget = self.budget;
+        plan.strategy = self.strategy;
+        Ok(plan)
+    }
+
+    /// A plan where a quick search finds none.
+    fn tight(&self, cap: u64) -> Result<Made, PlanError> {
+        let (grids, smallest) = if self.strategy.may_tile() {
+            (Grids::Ladder, Grids::Smallest)
+        } else {
+            (Grids::Whole, Grids::Whole)
+        };
+        let mut least = match self.sizes() {
+            Some(sizes) => self.smallest_fixed(&sizes)?,
+            None => self.smallest((self.strategy, self.fine(), smallest))?,
+        };
+        // It does not depend on the cap, so whoever then gives what the error
+        // names gets a plan.
+        for _ in 0..SHRINKS {
+            match self.quick(self.strategy, least.peak_bytes() - 1) {
+                Some(made) => least = made,
+                None => break,
+            }
+        }
+        if least.peak_bytes() > cap {
+            return Err(self.infeasible(&least.plan));
+        }
+        if self.sizes().is_none() {
+            for grids in [grids, smallest] {
+                let source = (self.strategy, self.fine(), grids);
+                if let Some(made) = self
+                    .fastest(source, cap, 0)
+                    .filter(|m| m.secs() < least.secs())
+                {
+                    return Ok(made);
+                }
+            }
+        }
+        Ok(least)
+    }
+
+    /// How levels are cut where memory is all that counts.
+    fn fine(&self) -> Fineness {
+        match self.strategy {
+            Strategy::Paging => Fineness::Nodes,
+            Strategy::Checkpoint => Fineness::Roots,
+            Strategy::Optimal
+            | Strategy::StoreAll
+            | Strategy::RecomputeAll
+            | Strategy::OffloadAll
+            | Strategy::Streaming
+            | Strategy::TileCheckpoint
+            | Strategy::RematIlp
+            | Strategy::RematPageIlp => Fineness::Fine,
+        }
+    }
+
+    /// Tile extents of the strategies that have but one, largest first.
+    fn sizes(&self) -> Option<Vec<usize>> {
+        let fixed = [Strategy::Streaming, Strategy::TileCheckpoint];
+        fixed.contains(&self.strategy).then(|| self.tile_sizes())
+    }
+
+    fn tile_sizes(&self) -> Vec<usize> {
+        let maps = self.program.nodes.iter().filter(|n| n.ty.is_map());
+        let extents = maps.flat_map(|n| n.ty.shape.spatial().to_vec());
+        let largest = extents.max().unwrap_or(1);
+        let mut sizes = vec![largest];
+        sizes.extend(tile::ladder(largest, (largest / 256).max(2)));
+        sizes
+    }
+
+    /// The fastest plan of a strategy that a search of seconds finds.
+    fn quick(&self, strategy: Strategy, cap: u64) -> Option<Made> {
+        let workspace = self.workspace_bytes(cap);
+        let one = |fineness, grids| self.fastest((strategy, fineness, grids), cap, workspace);
+        match strategy {
+            Strategy::StoreAll => one(Fineness::Coarse, Grids::Whole),
+            Strategy::Checkpoint => one(Fineness::Roots, Grids::Whole),
+            Strategy::Paging => one(Fineness::Nodes, Grids::Whole),
+            Strategy::RematIlp | Strategy::RematPageIlp => one(Fineness::Fine, Grids::Whole),
+            Strategy::Optimal | Strategy::RecomputeAll | Strategy::OffloadAll => {
+                one(Fineness::Coarse, Grids::Ladder)
+            }
+            Strategy::Streaming | Strategy::TileCheckpoint => {
+                let mut best: Option<Made> = None;
+                for t in self.tile_sizes() {
+                    match (one(Fineness::Coarse, Grids::Fixed(t)), &best) {
+                        (Some(made), Some(b)) if made.secs() >= b.secs() => break,
+                        (Some(made), _) => best = Some(made),
+                        // Smaller tiles only waste more halo.
+                        (None, Some(_)) => break,
+                        (None, None) => {}
+                    }
+                }
+                best
+            }
+        }
+    }
+
+    /// Scratch that kernels get under a cap: it helps them, but not at the price
+    /// of the plan.
+    fn workspace_bytes(&self, cap: u64) -> u64 {
+        self.machine.workspace_bytes.min(cap / 16) / 64 * 64
+    }
+
+    /// The fastest plan found within the cap.
+    fn fastest(&self, source: Source, cap: u64, workspace_bytes: u64) -> Option<Made> {
+        let pool = self.pool(source);
+        let problem = self.problem(source, &pool, workspace_bytes);
+        let space = Space::new(&problem);
+        let mut aim_bytes = cap;
+        let mut before: Option<Found> = None;
+        for _ in 0..REPACKS {
+            let goal = Goal::Seconds {
+                device_bytes: aim_bytes,
+            };
+            let Placed::Found(found) = place(&space, goal, before.as_ref()) else {
+                return None;
+            };
+            let plan = self.schedule(&problem, &found);
+            let peak = plan.predicted.peak_bytes;
+            if peak <= cap {
+                return Some(Made {
+                    plan,
+                    found,
+                    source,
+                    workspace_bytes,
+                    aim_bytes,
+                });
+            }
+            let short = (peak - cap).max(cap / 100);
+            if short >= aim_bytes {
+                return None;
+            }
+            aim_bytes -= short;
+            before = Some(found);
+        }
+        None
+    }
+
+    /// The plan that needs least device memory, as far as found.
+    fn smallest(&self, source: Source) -> Result<Made, PlanError> {
+        let pool = self.pool(source);
+        let problem = self.problem(source, &pool, 0);
+        match place(&Space::new(&problem), Goal::Memory, None) {
+            Placed::Found(found) => {
+                let plan = self.schedule(&problem, &found);
+                Ok(Made {
+                    aim_bytes: plan.predicted.peak_bytes,
+                    plan,
+                    found,
+                    source,
+                    workspace_bytes: 0,
+                })
+            }
+            Placed::TooLarge | Placed::Impossible => Err(PlanError::HostTooSmall {
+                strategy: self.strategy.name(),
+                host: ByteSize(self.budget.host_bytes),
+            }),
+        }
+    }
+
+    /// The same where all tiles have one size.
+    fn smallest_fixed(&self, sizes: &[usize]) -> Result<Made, PlanError> {
+        let source = |t| (self.strategy, Fineness::Fine, Grids::Fixed(t));
+        let mut least = self.smallest(source(sizes[0]))?;
+        for &t in sizes[1..].iter().filter(|t| **t <= 64) {
+            let made = self.smallest(source(t))?;
+            if made.peak_bytes() < least.peak_bytes() {
+                least = made;
+            }
+        }
+        Ok(least)
+    }
+
+    /// The plan, with its gap, or a better one that came up on the way.
+    fn proven(&self, made: Made) -> Result<Plan, PlanError> {
+        let mut plan = made.plan;
+        let cap = self.budget.device_bytes;
+        let pool = self.pool(made.source);
+        let problem = self.problem(made.source, &pool, made.workspace_bytes);
+        let space = Space::new(&problem);
+        let secs = made.found.score.secs;
+        if made.found.is_least {
+            plan.gap = 0.0;
+        } else if pool.candidates.len() > MOST_PROVEN {
+            let free = space.least_secs().unwrap_or(0.0);
+            plan.gap = ((secs - free) / secs.max(1e-12)).max(0.0);
+        } else {
+            let caps = (cap, made.aim_bytes);
+            let (gap, better) = prove(&problem, &space, &made.found, caps)?;
+            plan.gap = gap;
+            if let Some(found) = better {
+                let bound_secs = found.score.secs * (1.0 - gap);
+                let secs = match self.packed(&space, &problem, found, made.aim_bytes) {
+                    Some((other, secs)) if other.predicted.secs < plan.predicted.secs => {
+                        plan = other;
+                        secs
+                    }
+                    _ => secs,
+                };
+                plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The plan of a placement and its seconds in the model, with a lower aim if
+    /// packing needs more than the cap.
+    fn packed(
+        &self,
+        space: &Space<'_>,
+        problem: &Problem<'_>,
+        mut found: Found,
+        mut aim_bytes: u64,
+    ) -> Option<(Plan, f64)> {
+        let cap = self.budget.device_bytes;
+        for _ in 0..REPACKS {
+            let plan = self.schedule(problem, &found);
+            let peak = plan.predicted.peak_bytes;
+            if peak <= cap {
+                return Some((plan, found.score.secs));
+            }
+            aim_bytes = aim_bytes.checked_sub((peak - cap).max(cap / 100))?;
+            found = space.near(&found.path, aim_bytes)?;
+        }
+        None
+    }
+
+    fn pool(&self, source: Source) -> Rc<Pool> {
+        if let Some(pool) = self.pools.borrow().get(&source) {
+            return Rc::clone(pool);
+        }
+        let (strategy, fineness, grids) = source;
+        let storable = storable(self.program, strategy);
+        let segments = segment(self.program, &storable, fineness);
+        let (program, machine) = (self.program, self.machine);
+        let candidates = candidates(program, machine, strategy, &segments, &storable, grids);
+        let pool = Rc::new(Pool {
+            segments,
+            candidates,
+        });
+        self.pools.borrow_mut().insert(source, Rc::clone(&pool));
+        pool
+    }
+
+    fn problem<'p>(&'p self, source: Source, pool: &'p Pool, workspace_bytes: u64) -> Problem<'p> {
+        Problem {
+            program: self.program,
+            machine: self.machine,
+            strategy: source.0,
+            segments: &pool.segments,
+            candidates: &pool.candidates,
+            host_bytes: self.budget.host_bytes,
+            workspace_bytes,
+        }
+    }
+
+    fn schedule(&self, problem: &Problem<'_>, found: &Found) -> Plan {
+        let decision = decide(problem, found);
+        let (machine, budget) = (self.machine, self.budget);
+        schedule::schedule(self.program, machine, budget, self.strategy, &decision)
+    }
+
+    fn infeasible(&self, least: &Plan) -> PlanError {
+        let peak = least.predicted.peak_bytes;
+        let top = least
+            .buffers
+            .iter()
+            .find(|b| b.offset + b.bytes > peak.saturating_sub(64));
+        let at = top.map_or(0, |b| b.live.0);
+        let mut live: Vec<&Buffer> = least
+            .buffers
+            .iter()
+            .filter(|b| b.live.0 <= at && at <= b.live.1)
+            .collect();
+        live.sort_by_key(|b| (std::cmp::Reverse(b.bytes), b.offset));
+        let forcing = live
+            .into_iter()
+            .take(4)
+            .map(|b| ForcingBuffer {
+                name: b.node.map_or("kernel scratch".to_owned(), |n| {
+                    self.program.node(n).name.clone()
+                }),
+                reason: explain::purpose(b.purpose).to_owned(),
+                bytes: b.bytes,
+            })
+            .collect();
+        PlanError::Infeasible {
+            strategy: self.strategy.name(),
+            device: ByteSize(self.budget.device_bytes),
+            host: ByteSize(self.budget.host_bytes),
+            smallest: ByteSize(peak),
+            smallest_bytes: peak,
+            forcing,
+        }
+    }
+}
