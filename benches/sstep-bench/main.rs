@@ -7,10 +7,14 @@
 
 #![forbid(unsafe_code)]
 
+mod cases;
+mod chart;
 mod extract;
 mod layers;
 mod pack;
 mod step;
+mod planning;
+mod strategies;
 mod table;
 mod torch;
 
@@ -33,6 +37,8 @@ struct Cli {
 enum Command {
     Layers(layers::Args),
     Pack(pack::Args),
+    Planning(planning::Args),
+    Strategies(strategies::Args),
     Extract(extract::Args),
     Step(step::Args),
 }
@@ -41,6 +47,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Layers(args) => layers::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Planning(args) => planning::run(&args),
+        Command::Strategies(args) => strategies::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Step(args) => step::run(&args),
     };

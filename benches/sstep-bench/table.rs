@@ -118,6 +118,18 @@ impl Table {
         out
     }
 
+    /// A Markdown table.
+    pub fn markdown(&self) -> String {
+        let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
+        let mut out = line(self.columns.clone());
+        let rule = |c: usize| if self.is_right(c) { "---:" } else { "---" };
+        out.push_str(&line((0..self.columns.len()).map(rule).collect()));
+        for row in &self.rows {
+            out.push_str(&line(row.iter().map(|cell| cell.text.as_str()).collect()));
+        }
+        out
+    }
+
     /// An array with one object per row.
     pub fn json(&self) -> Value {
         let row = |cells: &Vec<Cell>| -> Value {
@@ -166,5 +178,7 @@ mod tests {
         assert_eq!(t.text(), "name    secs\na        1.2\nlonger     -\n");
         let json = r#"[{"name":"a","secs":1.25},{"name":"longer","secs":null}]"#;
         assert_eq!(t.json().to_string(), json);
+        let markdown = "| name | secs |\n| --- | ---: |\n| a | 1.2 |\n| longer | 3 |\n";
+        assert_eq!(t.markdown(), markdown);
     }
 }
