@@ -11,11 +11,19 @@ use std::collections::BTreeMap;
 
 use egg::Id;
 
-use super::extract::{ClassIx, Extraction, Form, extract};
+use super::extract::{ClassIx, Extraction, Form, extract_with};
 use super::lang::{Expr, Graph};
 use crate::error::PlanError;
 use crate::machine::Machine;
 use crate::program::{NodeIx, Program, ProgramNode};
+use crate::solve::Effort;
+
+/// Programs have few alternatives: this is solved at once or not worth more.
+const EFFORT: Effort = Effort {
+    gap: 1e-4,
+    nodes: 1000,
+    secs: 10.0,
+};
 
 /// The cheapest equal program, if a byte kept for the backward half costs
 /// `secs_per_kept_byte`.
@@ -36,7 +44,7 @@ pub fn choose(
     let problem = problem(graph, machine, secs_per_kept_byte, &ids);
     // The program itself is one of the choices, so there always is one; nothing is
     // chosen wrongly if not, as first forms are then taken.
-    let choice: BTreeMap<Id, usize> = match extract(&problem)? {
+    let choice: BTreeMap<Id, usize> = match extract_with(&problem, EFFORT)? {
         Some(found) => (ids.iter().zip(found.choice))
             .filter_map(|(&id, form)| Some((id, form?)))
             .collect(),

@@ -10,10 +10,10 @@
 
 use std::collections::BTreeSet;
 
+use super::ROUNDS;
 use super::reduce::Reduced;
-use super::{EFFORT, ROUNDS};
 use crate::error::PlanError;
-use crate::solve::{Model, Outcome, Solution, Var};
+use crate::solve::{Effort, Model, Outcome, Solution, Var};
 
 /// What the solver found out.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Answer {
 const SCALE: f64 = 1e4;
 
 /// Solves what is left of a problem of which a choice of cost `upper` is known.
-pub(super) fn exact(problem: &Reduced, upper: f64) -> Result<Answer, PlanError> {
+pub(super) fn exact(problem: &Reduced, upper: f64, effort: Effort) -> Result<Answer, PlanError> {
     let mut bound = needed_cost(problem);
     if problem.classes.iter().all(|forms| forms.len() <= 1) || bound >= upper {
         return Ok(Answer {
@@ -40,7 +40,7 @@ pub(super) fn exact(problem: &Reduced, upper: f64) -> Result<Answer, PlanError> 
     let scale = SCALE / upper;
     let (mut model, forms) = state(problem, scale);
     for _ in 0..ROUNDS {
-        let (solution, proved) = match model.solve(EFFORT)? {
+        let (solution, proved) = match model.solve(effort)? {
             Outcome::Found(solution) => {
                 let value = value(problem, &forms, &solution);
                 let proved = value - solution.gap.max(0.0) * value.abs();
@@ -119,8 +119,7 @@ fn readers<'a>(
     of_class.filter_map(move |(f, &x)| f.reads.binary_search(&read).is_ok().then_some(x))
 }
 
-/// Rows hold for taken forms of classes that nothing needs, too; these cost
-/// something or nothing, but are not part of the choice.
+/// The form taken of each class, also of some that nothing needs.
 fn read(forms: &[Vec<Var>], solution: &Solution) -> Vec<Option<usize>> {
     let taken = |xs: &Vec<Var>| xs.iter().position(|&x| solution.is_set(x));
     forms.iter().map(taken).collect()

@@ -6,10 +6,10 @@
 //! itself; a class that is read twice is paid once. Finding the cheapest choice is
 //! NP-hard, but e-graphs shrink a great deal before it comes to that:
 //!
-//! 1. [`reduce`] drops what no choice can use and what no cheapest choice needs;
-//! 2. [`greedy`] grows forms from the leaves, sharing what they share: always a
+//! 1. `reduce` drops what no choice can use and what no cheapest choice needs;
+//! 2. `greedy` grows forms from the leaves, sharing what they share: always a
 //!    choice, often the best;
-//! 3. [`exact`] solves the rest as an integer program, and forbids the cycles that
+//! 3. `exact` solves the rest as an integer program, and forbids the cycles that
 //!    solutions turn out to have, until one has none.
 //!
 //! The cost of the answer is summed up anew from the choice itself, on the problem
@@ -63,10 +63,10 @@ pub struct Extracted {
 }
 
 /// Integer programs solved at most, each with the cycles of the last forbidden.
-pub(crate) const ROUNDS: usize = 40;
+const ROUNDS: usize = 40;
 
-/// Effort that solves what comes up within seconds.
-pub(crate) const EFFORT: Effort = Effort {
+/// Effort of an extraction for its own sake.
+const EFFORT: Effort = Effort {
     gap: 0.0,
     nodes: 100_000,
     secs: 60.0,
@@ -100,12 +100,20 @@ pub(crate) const EFFORT: Effort = Effort {
 /// # Ok::<(), sstep_planner::PlanError>(())
 /// ```
 pub fn extract(problem: &Extraction) -> Result<Option<Extracted>, PlanError> {
+    extract_with(problem, EFFORT)
+}
+
+/// As [`extract`], with a given effort for each integer program.
+pub(crate) fn extract_with(
+    problem: &Extraction,
+    effort: Effort,
+) -> Result<Option<Extracted>, PlanError> {
     let reduced = reduce::reduce(problem);
     let Some(mut choice) = greedy::greedy(&reduced) else {
         return Ok(None);
     };
     let upper = reduced.cost(&choice);
-    let answer = exact::exact(&reduced, upper)?;
+    let answer = exact::exact(&reduced, upper, effort)?;
     if let Some(better) = answer.choice.filter(|c| reduced.cost(c) < upper) {
         choice = better;
     }

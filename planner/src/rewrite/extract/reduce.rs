@@ -1,11 +1,12 @@
 //! Makes an extraction problem smaller without losing its optimum.
 //!
 //! Forms that cannot be built from leaves go: no choice without cycles takes
-//! them. A form goes if another of its class costs no more and reads no more. Reads
-//! of classes that are needed in any case cost nothing further, so they do not count
-//! in that comparison, provided they cannot lead back (they are in another strongly
-//! connected component). What the roots no longer reach goes as well. All this is
-//! repeated until nothing goes.
+//! them. A form goes if another of its class is no dearer even after building anew
+//! all that only the other reads; classes that are needed in any case need not be
+//! built. What is built anew must not lead back: it has to lie in another strongly
+//! connected component. A class that only one other class reads is written into its
+//! readers, where that makes no more forms of them. What the roots no longer reach
+//! goes as well. All this is repeated until nothing changes.
 
 use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -15,11 +16,17 @@ use super::{ClassIx, Extraction, Form, forms_needed};
 /// A form that is left.
 #[derive(Clone, Debug)]
 pub(super) struct Left {
-    /// Which form of its class it was.
-    pub form: usize,
+    /// The forms it stands for, by class: its own and those written into it.
+    pub stands_for: Vec<(usize, usize)>,
     pub cost: f64,
     /// Sorted, without repetitions.
     pub reads: Vec<usize>,
+}
+
+impl Left {
+    fn reads(&self, class: usize) -> bool {
+        self.reads.binary_search(&class).is_ok()
+    }
 }
 
 /// What is left of a problem. Classes keep their indices; those that are not
@@ -37,18 +44,21 @@ pub(super) struct Reduced {
 
 /// Reduces a problem.
 pub(super) fn reduce(problem: &Extraction) -> Reduced {
-    let left = |(form, f): (usize, &Form)| {
+    let left = |class: usize, form: usize, f: &Form| {
         let mut reads: Vec<usize> = f.reads.iter().map(|c| c.ix()).collect();
         reads.sort_unstable();
         reads.dedup();
         Left {
-            form,
+            stands_for: vec![(class, form)],
             cost: f.cost,
             reads,
         }
     };
-    let classes: Vec<Vec<Left>> = (problem.classes.iter())
-        .map(|forms| forms.iter().enumerate().map(left).collect())
+    let classes: Vec<Vec<Left>> = (problem.classes.iter().enumerate())
+        .map(|(class, forms)| {
+            let forms = forms.iter().enumerate();
+            forms.map(|(form, f)| left(class, form, f)).collect()
+        })
         .collect();
     let mut roots: Vec<usize> = problem.roots.iter().map(|c| c.ix()).collect();
     roots.sort_unstable();
@@ -64,7 +74,9 @@ pub(super) fn reduce(problem: &Extraction) -> Reduced {
         reduced.drop_unreachable();
         reduced.find_components();
         reduced.find_needed();
-        if !reduced.drop_dominated() {
+        let fewer = reduced.drop_dominated();
+        let shorter = reduced.write_in();
+        if !fewer && !shorter {
             return reduced;
         }
     }
@@ -149,28 +161,100 @@ impl Reduced {
         }
     }
 
+    /// What building each class anew costs at most: the sum over a tree, without
+    /// what is needed in any case.
+    fn rebuild_costs(&self, order: &[usize]) -> Vec<f64> {
+        let start = |&needed: &bool| if needed { 0.0 } else { f64::INFINITY };
+        let mut costs: Vec<f64> = self.is_needed.iter().map(start).collect();
+        loop {
+            let mut falls = false;
+            for &c in order {
+                for f in &self.classes[c] {
+                    let sum = f.cost + f.reads.iter().map(|&r| costs[r]).sum::<f64>();
+                    if sum < costs[c] {
+                        costs[c] = sum;
+                        falls = true;
+                    }
+                }
+            }
+            if !falls {
+                return costs;
+            }
+        }
+    }
+
+    /// Goes from what is read to its readers: a form is dropped on the strength of
+    /// classes below it, of which the best forms are still there.
     fn drop_dominated(&mut self) -> bool {
+        let mut order: Vec<usize> = (0..self.classes.len()).collect();
+        order.sort_by_key(|&c| (self.component[c], c));
+        let rebuild = self.rebuild_costs(&order);
         let mut any = false;
-        for c in 0..self.classes.len() {
-            let free = |r: usize| self.is_needed[r] && self.component[r] != self.component[c];
-            let forms = &self.classes[c];
-            let beats = |a: &Left, b: &Left| {
-                a.cost <= b.cost
-                    && (a.reads.iter()).all(|r| free(*r) || b.reads.binary_search(r).is_ok())
+        for &c in &order {
+            // From the last to the first, so that of equals the first stays: in
+            // an e-graph it is the form that was there from the beginning.
+            for at in (0..self.classes[c].len()).rev() {
+                let forms = &self.classes[c];
+                let beats = |a: &Left, b: &Left| {
+                    let extra = a.reads.iter().filter(|&&r| !b.reads(r));
+                    let anew = extra.map(|&r| {
+                        let leads_back = self.component[r] == self.component[c];
+                        if leads_back {
+                            f64::INFINITY
+                        } else {
+                            rebuild[r]
+                        }
+                    });
+                    a.cost + anew.sum::<f64>() <= b.cost
+                };
+                if (0..forms.len()).any(|a| a != at && beats(&forms[a], &forms[at])) {
+                    self.classes[c].remove(at);
+                    any = true;
+                }
+            }
+        }
+        any
+    }
+
+    /// Writes classes that one other class alone reads into the forms that read
+    /// them.
+    fn write_in(&mut self) -> bool {
+        let mut reader: Vec<Option<usize>> = vec![None; self.classes.len()];
+        let mut is_shared = self.is_needed.clone();
+        for (c, forms) in self.classes.iter().enumerate() {
+            for &read in forms.iter().flat_map(|f| &f.reads) {
+                is_shared[read] |= reader[read].replace(c).is_some_and(|other| other != c);
+            }
+        }
+        let mut any = false;
+        for d in 0..self.classes.len() {
+            let Some(c) = reader[d].filter(|&c| c != d && !is_shared[d]) else {
+                continue;
             };
-            // Of two that beat each other the first stays.
-            let keep: Vec<bool> = (0..forms.len())
-                .map(|b| {
-                    !(0..forms.len()).any(|a| {
-                        a != b
-                            && beats(&forms[a], &forms[b])
-                            && (a < b || !beats(&forms[b], &forms[a]))
-                    })
-                })
-                .collect();
-            any |= keep.contains(&false);
-            let mut keep = keep.into_iter();
-            self.classes[c].retain(|_| keep.next().unwrap_or(true));
+            let readers = self.classes[c].iter().filter(|f| f.reads(d)).count();
+            let made = readers * self.classes[d].len();
+            if readers == 0 || made > readers + self.classes[d].len() {
+                continue;
+            }
+            let written = std::mem::take(&mut self.classes[d]);
+            let mut forms = Vec::with_capacity(self.classes[c].len() + made);
+            for f in std::mem::take(&mut self.classes[c]) {
+                if !f.reads(d) {
+                    forms.push(f);
+                    continue;
+                }
+                // What would then read itself is a cycle.
+                let parts = written.iter().filter(|w| !w.reads(c));
+                forms.extend(parts.map(|w| joined(&f, d, w)));
+            }
+            // What was written in is gone: its reads are now those of this class.
+            for w in &written {
+                for &read in &w.reads {
+                    reader[read] = Some(c);
+                }
+            }
+            self.classes[c] = forms;
+            any = true;
         }
         any
     }
@@ -195,9 +279,13 @@ impl Reduced {
 
     /// A choice among the forms left, as one among all, for needed classes only.
     pub fn name(&self, problem: &Extraction, choice: &[Option<usize>]) -> Vec<Option<usize>> {
-        let named = (choice.iter().zip(&self.classes))
-            .map(|(form, forms)| form.map(|f| forms[f].form))
-            .collect::<Vec<_>>();
+        let mut named = vec![None; self.classes.len()];
+        for (form, forms) in choice.iter().zip(&self.classes) {
+            let stands_for = form.map_or(&[][..], |f| &forms[f].stands_for);
+            for &(class, form) in stands_for {
+                named[class] = Some(form);
+            }
+        }
         debug_assert!(forms_needed(problem, &named).is_some());
         let mut needed = vec![None; named.len()];
         let mut stack: Vec<ClassIx> = problem.roots.clone();
@@ -208,5 +296,18 @@ impl Reduced {
             }
         }
         needed
+    }
+}
+
+/// A form with one of class `d` written into it.
+fn joined(form: &Left, d: usize, written: &Left) -> Left {
+    let mut reads: Vec<usize> = form.reads.iter().copied().filter(|&r| r != d).collect();
+    reads.extend(&written.reads);
+    reads.sort_unstable();
+    reads.dedup();
+    Left {
+        stands_for: [&form.stands_for[..], &written.stands_for[..]].concat(),
+        cost: form.cost + written.cost,
+        reads,
     }
 }
