@@ -115,14 +115,14 @@ pub fn prove(
             &mut known,
         );
     }
-    if gap(known, bound_secs) > CLOSE {
-        if let Some(improved) = master::improve(problem, cap_bytes, &bound, known)? {
-            bound_secs = improved.bound_secs;
-            consider(
-                space.refine(&improved.path, &bound.prices, aim_bytes),
-                &mut known,
-            );
-        }
+    if gap(known, bound_secs) > CLOSE
+        && let Some(improved) = master::improve(problem, cap_bytes, &bound, known)?
+    {
+        bound_secs = improved.bound_secs;
+        consider(
+            space.refine(&improved.path, &bound.prices, aim_bytes),
+            &mut known,
+        );
     }
     Ok((gap(known, bound_secs), best))
 }

@@ -639,8 +639,8 @@ impl<'a> Space<'a> {
                 *d += candidate.scratch_bytes as f64;
             }
         }
-        for m in 0..self.maps.len() {
-            self.load(m, uses, kept[m], 1.0, &mut device, &mut host);
+        for (m, &kept) in kept.iter().enumerate() {
+            self.load(m, uses, kept, 1.0, &mut device, &mut host);
         }
         (device, host)
     }
@@ -845,8 +845,8 @@ impl<'a> Space<'a> {
             let Some((at, &used)) = worst else { break };
             let need = used - cap;
             let mut best: Option<(f64, usize, usize)> = None;
-            for m in 0..self.maps.len() {
-                let (list, k) = (&uses.of[m], kept[m]);
+            for (m, &k) in kept.iter().enumerate() {
+                let list = &uses.of[m];
                 if k == 0 || !self.maps[m].on_host {
                     continue;
                 }
