@@ -1,0 +1,349 @@
+//! Good placements, by prices and local search.
+//!
+//! A *path* says which candidates run; given a path, each stored map has few
+//! homes: on the device up to one of its uses, on the host from then on. So a
+//! path is judged exactly and quickly ([`Space::judge`]), and the search only
+//! has to walk through paths:
+//!
+//! 1. *prices*: device memory costs seconds per byte in each segment; at given
+//!    prices levels are re-planned one by one, each by a shortest path in which
+//!    a read pays what it adds to the cost of storing its map. Prices rise
+//!    where memory is short and fall where it is not;
+//! 2. *descent*: from the best path found, every candidate of every level is
+//!    tried with the cheapest way through it, until nothing helps.
+//!
+//! No randomness and no clock: the result is a function of the problem.
+
+mod homes;
+mod paths;
+mod prices;
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+pub use prices::Prices;
+
+use crate::candidates::Candidate;
+use crate::place::{Problem, fixed_bytes};
+use crate::program::NodeIx;
+use crate::strategy::Strategy;
+
+/// Rounds of price changes.
+const ROUNDS: usize = 36;
+/// Passes over all levels at fixed prices.
+const PASSES: usize = 5;
+/// Passes of the descent over all levels.
+const DESCENTS: usize = 6;
+/// Paths that a descent may judge, times the maps and segments of each.
+const JUDGE_WORK: usize = 4_000_000;
+
+/// A read or a write of a stored map by a candidate.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    map: usize,
+    reads: bool,
+    copy_secs: f64,
+    credit: f64,
+}
+
+/// A map that may be stored.
+#[derive(Clone, Debug)]
+struct StoredMap {
+    node: NodeIx,
+    bytes: f64,
+    /// Segment that makes it.
+    made: usize,
+    d2h_secs: f64,
+    is_output: bool,
+    on_device: bool,
+    on_host: bool,
+}
+
+/// One use of a map on a path.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    from: usize,
+    /// Last segment of the stage that reads it.
+    at: usize,
+    copy_secs: f64,
+    credit: f64,
+}
+
+/// The stage that makes a map on a path.
+#[derive(Clone, Copy, Debug, Default)]
+struct Maker {
+    from: usize,
+    to: usize,
+    credit: f64,
+}
+
+/// Everything about a problem that judging paths needs.
+pub struct Space<'a> {
+    candidates: &'a [Candidate],
+    accesses: Vec<Vec<Access>>,
+    maps: Vec<StoredMap>,
+    /// Segments of each level.
+    levels: Vec<Range<usize>>,
+    /// Candidates of each level, by first segment.
+    of_level: Vec<Vec<usize>>,
+    /// Bytes held whatever is chosen, per segment.
+    held: Vec<f64>,
+    host_bytes: f64,
+    is_paged: bool,
+}
+
+/// How good a path is: less is better, the first entry first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Bytes beyond the host cap.
+    pub host_over: f64,
+    /// Bytes beyond the device cap, more where more segments lack them.
+    pub device_over: f64,
+    /// Seconds, copies included.
+    pub secs: f64,
+}
+
+impl Score {
+    fn order(&self, other: &Score) -> Ordering {
+        (self.host_over.total_cmp(&other.host_over))
+            .then(self.device_over.total_cmp(&other.device_over))
+            .then(self.secs.total_cmp(&other.secs))
+    }
+
+    /// Whether both caps hold.
+    pub fn fits(&self) -> bool {
+        self.host_over <= 0.0 && self.device_over <= 0.0
+    }
+}
+
+/// A path with the homes of its maps.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Candidates in order.
+    pub path: Vec<usize>,
+    /// Per used map: last segment that finds it on the device, and whether a
+    /// copy is on the host.
+    pub homes: BTreeMap<NodeIx, (Option<usize>, bool)>,
+    /// How good it is.
+    pub score: Score,
+    /// Whether no placement at all takes fewer seconds, whatever the caps.
+    pub is_least: bool,
+}
+
+/// Uses of every map on a path.
+struct Uses {
+    of: Vec<Vec<Use>>,
+    maker: Vec<Maker>,
+}
+impl<'a> Space<'a> {
+    /// Reads a problem.
+    pub fn new(p: &Problem<'a>) -> Space<'a> {
+        let program = p.program;
+        let mut index: BTreeMap<NodeIx, usize> = BTreeMap::new();
+        let mut maps = Vec::new();
+        let mut accesses = Vec::with_capacity(p.candidates.len());
+        for c in p.candidates {
+            let list = (c.touches.iter()).map(|t| {
+                let map = *index.entry(t.node).or_insert_with(|| {
+                    let bytes = program.node(t.node).ty.bytes();
+                    maps.push(StoredMap {
+                        node: t.node,
+                        bytes: bytes as f64,
+                        made: p.segments.of[t.node.ix()].unwrap_or(0),
+                        d2h_secs: bytes as f64 / p.machine.d2h_bytes_per_sec,
+                        is_output: program.outputs.contains(&t.node),
+                        on_device: p.strategy.may_keep_on_device(),
+                        on_host: p.strategy.may_offload() && bytes <= p.host_bytes,
+                    });
+                    maps.len() - 1
+                });
+                Access {
+                    map,
+                    reads: t.reads,
+                    copy_secs: if t.reads {
+                        t.copy_bytes as f64 / p.machine.h2d_bytes_per_sec
+                    } else {
+                        0.0
+                    },
+                    credit: t.credit_bytes as f64,
+                }
+            });
+            accesses.push(list.collect());
+        }
+        let pieces = &p.segments.pieces;
+        let mut levels: Vec<Range<usize>> = Vec::new();
+        for k in 0..pieces.len() {
+            match levels.last_mut() {
+                Some(last) if pieces[last.start].level == pieces[k].level => last.end = k + 1,
+                _ => levels.push(k..k + 1),
+            }
+        }
+        let of_level = (levels.iter())
+            .map(|range| {
+                let inside = |c: &usize| range.contains(&p.candidates[*c].from);
+                let mut inside: Vec<usize> = (0..p.candidates.len()).filter(inside).collect();
+                inside.sort_by_key(|&c| (p.candidates[c].from, c));
+                inside
+            })
+            .collect();
+        let fixed = fixed_bytes(p);
+        Space {
+            candidates: p.candidates,
+            accesses,
+            maps,
+            levels,
+            of_level,
+            held: (pieces.iter())
+                .map(|s| fixed[s.level as usize] as f64)
+                .collect(),
+            host_bytes: p.host_bytes as f64,
+            is_paged: p.strategy == Strategy::Paging,
+        }
+    }
+
+    /// The best path found within `device_bytes`; with 0, the one that needs
+    /// least. `None` if there is no path at all.
+    pub fn search(&self, device_bytes: u64, start: Option<&Found>) -> Option<Found> {
+        if self.is_paged {
+            return self.paged(device_bytes);
+        }
+        if device_bytes > 0 && self.is_hopeless(device_bytes as f64) {
+            return None;
+        }
+        let cap = device_bytes as f64;
+        let free = Prices::flat(self.held.len(), 0.0);
+        let mut path = self.cheapest(&free, None)?;
+        let mut best = self.judge(&path, &free, cap);
+        let keeps_all = best.homes.values().all(|(_, host)| !host);
+        if best.score.fits() && keeps_all {
+            // Without prices levels are independent and shortest paths exact.
+            best.is_least = true;
+            return Some(best);
+        }
+        if let Some(start) = start {
+            better(&mut best, self.judge(&start.path, &free, cap));
+        }
+        // A path for which memory is all that counts.
+        let scale = best.score.secs.max(1e-9) / cap.max(1.0) / self.held.len() as f64;
+        let dear = Prices::flat(self.held.len(), 1e6 * scale);
+        if let Some(least) = self.cheapest(&dear, None) {
+            better(&mut best, self.judge(&least, &dear, cap));
+        }
+        let rounds = if device_bytes == 0 { 0 } else { ROUNDS };
+        for first in [0.02, 1.0] {
+            let mut prices = Prices::flat(self.held.len(), first * scale);
+            for _ in 0..rounds {
+                path = self.cheapest(&prices, Some(&path))?;
+                let uses = self.uses(&path);
+                let kept = self.priced_homes(&uses, &prices);
+                let (device, host) = self.loads(&path, &uses, &kept);
+                better(&mut best, self.judge(&path, &prices, cap));
+                let next = (prices.device.iter().zip(&device))
+                    .map(|(p, used)| p * (1.5 * (used / cap - 1.0)).clamp(-0.7, 0.7).exp())
+                    .map(|p| p.clamp(1e-5 * scale, 1e7 * scale));
+                let room = self.host_bytes.max(1.0);
+                let host_next = (prices.host.iter().zip(&host)).map(|(p, used)| {
+                    let floor = if *used > room { 1e-3 * scale } else { 0.0 };
+                    (p * (1.5 * (used / room - 1.0)).clamp(-0.7, 0.7).exp()).max(floor)
+                });
+                prices = Prices::new(next.collect(), host_next.collect());
+            }
+        }
+        let cheap = Prices::flat(self.held.len(), 0.3 * scale);
+        let dear = Prices::flat(self.held.len(), 30.0 * scale);
+        Some(self.descend(best, cap, [&cheap, &dear]))
+    }
+
+    /// Seconds that no placement undercuts, whatever the caps.
+    pub fn least_secs(&self) -> Option<f64> {
+        let free = Prices::flat(self.held.len(), 0.0);
+        let path = self.cheapest(&free, None)?;
+        Some(path.iter().map(|&c| self.candidates[c].secs).sum())
+    }
+
+    /// The best that is found near `path`, or near what `prices` suggest.
+    pub fn refine(&self, path: &[usize], prices: &Prices, device_bytes: u64) -> Found {
+        let cap = device_bytes as f64;
+        let mut best = self.judge(path, prices, cap);
+        for start in [None, Some(path)] {
+            if let Some(priced) = self.cheapest(prices, start) {
+                better(&mut best, self.judge(&priced, prices, cap));
+            }
+        }
+        let half = prices.device.iter().map(|p| p * 0.5).collect();
+        let cheap = Prices::new(half, prices.host.clone());
+        self.descend(best, cap, [prices, &cheap])
+    }
+
+    /// A placement near `path` that fits, if there is one.
+    pub fn near(&self, path: &[usize], device_bytes: u64) -> Option<Found> {
+        let cap = device_bytes as f64;
+        let found = self.judge(path, &Prices::flat(self.held.len(), 0.0), cap);
+        let scale = found.score.secs.max(1e-9) / cap.max(1.0) / self.held.len() as f64;
+        let cheap = Prices::flat(self.held.len(), 0.3 * scale);
+        let dear = Prices::flat(self.held.len(), 30.0 * scale);
+        let found = self.descend(found, cap, [&cheap, &dear]);
+        found.score.fits().then_some(found)
+    }
+
+    /// Tries every candidate of every level until nothing helps, with ways to
+    /// it that are cheapest at one of the prices in turn.
+    fn descend(&self, mut best: Found, cap: f64, prices: [&Prices; 2]) -> Found {
+        let mut left = JUDGE_WORK / (self.maps.len() + self.held.len()).max(1);
+        if !best.score.fits() {
+            left /= 4;
+        }
+        let mut still = 0;
+        for pass in 0..DESCENTS {
+            let before = best.score;
+            let prices = prices[pass % 2];
+            for level in (0..self.levels.len()).rev() {
+                if self.of_level[level].len() < 2 {
+                    continue;
+                }
+                let uses = self.uses_beside(&best.path, level);
+                let costs = self.level_costs(level, prices, &uses);
+                for path in self.ways(level, &costs) {
+                    if left == 0 {
+                        return best;
+                    }
+                    left -= 1;
+                    let all = self.spliced(&best.path, level, &path);
+                    if all != best.path {
+                        better(&mut best, self.judge(&all, prices, cap));
+                    }
+                }
+            }
+            still = if best.score == before { still + 1 } else { 0 };
+            if still == 2 {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Whether some segment alone needs more than `cap`, whatever runs in it.
+    fn is_hopeless(&self, cap: f64) -> bool {
+        let mut least = vec![f64::INFINITY; self.held.len()];
+        for (c, candidate) in self.candidates.iter().enumerate() {
+            let credits: f64 = self.accesses[c].iter().map(|a| a.credit).sum();
+            let bytes = candidate.scratch_bytes as f64 - credits;
+            for b in &mut least[candidate.from..candidate.to] {
+                *b = b.min(bytes);
+            }
+        }
+        let needs = least
+            .iter()
+            .zip(&self.held)
+            .map(|(scratch, held)| scratch + held);
+        needs.fold(0.0, f64::max) > cap
+    }
+}
+
+/// Replaces `best` by `found` if that is better.
+fn better(best: &mut Found, found: Found) {
+    if found.score.order(&best.score) == Ordering::Less {
+        *best = found;
+    }
+}

@@ -1,0 +1,146 @@
+//! Cheapest paths at given prices: one level after the other, each by a
+//! shortest path in which a read pays what it adds to the cost of storing its
+//! map.
+
+use std::collections::BTreeMap;
+
+use super::{PASSES, Prices, Space, Use, Uses};
+
+impl Space<'_> {
+    /// The path that is cheapest at the given prices, as far as re-planning one
+    /// level after the other finds it.
+    pub(super) fn cheapest(&self, prices: &Prices, start: Option<&[usize]>) -> Option<Vec<usize>> {
+        let mut path: Vec<usize> = start.map(<[usize]>::to_vec).unwrap_or_default();
+        for _ in 0..PASSES {
+            let before = path.clone();
+            for level in (0..self.levels.len()).rev() {
+                let uses = self.uses_beside(&path, level);
+                let costs = self.level_costs(level, prices, &uses);
+                let way = self.shortest(level, &costs)?;
+                path = self.spliced(&path, level, &way);
+            }
+            if path == before {
+                break;
+            }
+        }
+        Some(path)
+    }
+
+    /// `path` with what covers `level` replaced.
+    pub(super) fn spliced(&self, path: &[usize], level: usize, way: &[usize]) -> Vec<usize> {
+        let range = &self.levels[level];
+        let starts = |c: usize| self.candidates[c].from;
+        let head = path
+            .iter()
+            .copied()
+            .take_while(|&c| starts(c) < range.start);
+        let tail = path.iter().copied().skip_while(|&c| starts(c) < range.end);
+        head.chain(way.iter().copied()).chain(tail).collect()
+    }
+
+    /// Cost of each candidate of a level, given how the rest uses maps.
+    pub(super) fn level_costs(&self, level: usize, prices: &Prices, uses: &Uses) -> Vec<f64> {
+        let mut alone: BTreeMap<usize, f64> = BTreeMap::new();
+        let mut list = Vec::new();
+        (self.of_level[level].iter())
+            .map(|&c| {
+                let candidate = &self.candidates[c];
+                let (from, to) = (candidate.from, candidate.to);
+                let mut cost =
+                    candidate.secs + candidate.scratch_bytes as f64 * prices.over(from, to);
+                for a in self.accesses[c].iter().filter(|a| a.reads) {
+                    let others = &uses.of[a.map];
+                    let maker = uses.maker[a.map];
+                    let without = *alone
+                        .entry(a.map)
+                        .or_insert_with(|| self.cheapest_home(a.map, others, maker, prices).1);
+                    list.clear();
+                    list.extend(others.iter().copied().filter(|u| u.at < to - 1));
+                    list.push(Use {
+                        from,
+                        at: to - 1,
+                        copy_secs: a.copy_secs,
+                        credit: a.credit,
+                    });
+                    list.extend(others.iter().copied().filter(|u| u.at >= to - 1));
+                    cost += self.cheapest_home(a.map, &list, maker, prices).1 - without;
+                }
+                cost
+            })
+            .collect()
+    }
+
+    /// Shortest path through a level.
+    pub(super) fn shortest(&self, level: usize, costs: &[f64]) -> Option<Vec<usize>> {
+        let (ahead, step) = self.distances(level, costs);
+        ahead[0].is_finite().then(|| self.walk(level, &step, 0))
+    }
+
+    /// Distance of each segment to the end of a level, and the first step.
+    pub(super) fn distances(&self, level: usize, costs: &[f64]) -> (Vec<f64>, Vec<usize>) {
+        let range = &self.levels[level];
+        let mut ahead = vec![f64::INFINITY; range.len() + 1];
+        let mut step = vec![usize::MAX; range.len()];
+        ahead[range.len()] = 0.0;
+        for (i, &c) in self.of_level[level].iter().enumerate().rev() {
+            let (from, to) = (self.candidates[c].from, self.candidates[c].to);
+            let cost = costs[i] + ahead[to - range.start];
+            if cost < ahead[from - range.start] {
+                ahead[from - range.start] = cost;
+                step[from - range.start] = c;
+            }
+        }
+        (ahead, step)
+    }
+
+    pub(super) fn walk(&self, level: usize, step: &[usize], at: usize) -> Vec<usize> {
+        let range = &self.levels[level];
+        let mut at = at;
+        let mut way = Vec::new();
+        while at < range.len() {
+            let c = step[at];
+            way.push(c);
+            at = self.candidates[c].to - range.start;
+        }
+        way
+    }
+
+    /// For each candidate of a level the cheapest way through it.
+    pub(super) fn ways(&self, level: usize, costs: &[f64]) -> Vec<Vec<usize>> {
+        let range = &self.levels[level];
+        let (ahead, step) = self.distances(level, costs);
+        // Best way from the start to each segment.
+        let mut so_far = vec![f64::INFINITY; range.len() + 1];
+        let mut last = vec![usize::MAX; range.len() + 1];
+        so_far[0] = 0.0;
+        for (i, &c) in self.of_level[level].iter().enumerate() {
+            let (from, to) = (self.candidates[c].from, self.candidates[c].to);
+            let cost = so_far[from - range.start] + costs[i];
+            if cost < so_far[to - range.start] {
+                so_far[to - range.start] = cost;
+                last[to - range.start] = c;
+            }
+        }
+        let mut ways: Vec<(f64, Vec<usize>)> = Vec::new();
+        for (i, &c) in self.of_level[level].iter().enumerate() {
+            let (from, to) = (self.candidates[c].from, self.candidates[c].to);
+            let (head, tail) = (so_far[from - range.start], ahead[to - range.start]);
+            if !head.is_finite() || !tail.is_finite() {
+                continue;
+            }
+            let mut way = Vec::new();
+            let mut at = from - range.start;
+            while at > 0 {
+                way.push(last[at]);
+                at = self.candidates[last[at]].from - range.start;
+            }
+            way.reverse();
+            way.push(c);
+            way.extend(self.walk(level, &step, to - range.start));
+            ways.push((head + costs[i] + tail, way));
+        }
+        ways.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+        ways.dedup_by(|a, b| a.1 == b.1);
+        ways.into_iter().map(|w| w.1).collect()
+    }
+}
