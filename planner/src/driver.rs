@@ -295,7 +295,9 @@ impl<'a> Planner<'a> {
             plan.gap = ((secs - free) / secs.max(1e-12)).max(0.0);
         } else {
             let caps = (cap, made.aim_bytes);
-            let (gap, better) = prove(&problem, &space, &made.found, caps)?;
+            // The others are what `optimal` has compared itself with.
+            let improve = self.strategy == Strategy::Optimal;
+            let (gap, better) = prove(&problem, &space, &made.found, caps, improve)?;
             plan.gap = gap;
             if let Some(found) = better {
                 let bound_secs = found.score.secs * (1.0 - gap);

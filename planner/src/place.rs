@@ -1,7 +1,7 @@
 //! The placement: which candidates run, and where each stored map lives.
 //!
 //! [`place`] searches ([`crate::search`]); [`prove`] asks the integer program
-//! ([`crate::master`]) how far from the best that can be, and whether it knows
+//! (`master`) how far from the best that can be, and whether it knows
 //! better; [`decide`] turns what was found into a [`Decision`].
 //!
 //! Bytes here ignore fragmentation and estimate scratch; the finished plan is
@@ -79,8 +79,8 @@ pub fn place(space: &Space<'_>, goal: Goal, start: Option<&Found>) -> Placed {
 }
 
 /// Relative distance of `found` to the least seconds that any placement of the
-/// problem's candidates within `cap_bytes` can take, and a better one within
-/// `aim_bytes` if the integer program has it.
+/// problem's candidates within `cap_bytes` can take, and, if asked to `improve`,
+/// a better one within `aim_bytes` if there is one.
 ///
 /// # Errors
 /// [`PlanError::Solver`] if the solver fails.
@@ -89,6 +89,7 @@ pub fn prove(
     space: &Space<'_>,
     found: &Found,
     (cap_bytes, aim_bytes): (u64, u64),
+    improve: bool,
 ) -> Result<(f64, Option<Found>), PlanError> {
     if found.is_least {
         return Ok((0.0, None));
@@ -100,8 +101,11 @@ pub fn prove(
     let gap = |secs: f64, bound: f64| ((secs - bound) / secs.max(1e-12)).max(0.0);
     let secs = |f: &Found| f.score.secs;
     let fits = |f: &Found| f.score.fits();
-    let mut best: Option<Found> = None;
     let mut known = secs(found);
+    if !improve {
+        return Ok((gap(known, bound_secs), None));
+    }
+    let mut best: Option<Found> = None;
     let mut consider = |other: Found, known: &mut f64| {
         if fits(&other) && secs(&other) < *known {
             *known = secs(&other);
