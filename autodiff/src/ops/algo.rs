@@ -24,8 +24,8 @@ pub enum ConvAlgo {
     /// Outputs come in tiles of 4 × 4 on a grid that starts at the map's first
     /// element. A tile is computed from its full 6 × 6 patch even where only a
     /// part of it is wanted, so regions read the patches of every tile they
-    /// touch. In `f32`, outputs differ from exact ones by about 10⁻⁶ of their
-    /// magnitude (bound and test: `kernels/src/cpu/conv/winograd`).
+    /// touch. In `f32`, outputs differ from exact ones by a few 10⁻⁶ of their
+    /// magnitude (measured and tested: `kernels/src/cpu/conv/winograd`).
     ///
     /// Source: Lavin and Gray, arXiv:1509.09308.
     Winograd,

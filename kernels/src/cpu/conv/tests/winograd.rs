@@ -44,10 +44,10 @@ fn winograd_case() -> impl Strategy<Value = Case> {
                 attrs.pad_lo[0] = pads[0].0.min(attrs.kernel[0] - 1);
                 attrs.pad_hi[0] = pads[0].1;
             }
-            for s in n - 2..n {
+            for (s, &(lo, hi)) in pads.iter().enumerate().take(n).skip(n - 2) {
                 attrs.kernel[s] = 3;
-                attrs.pad_lo[s] = pads[s].0;
-                attrs.pad_hi[s] = pads[s].1;
+                attrs.pad_lo[s] = lo;
+                attrs.pad_hi[s] = hi;
             }
             let out: Option<Vec<usize>> = (0..n).map(|s| attrs.out_extent(s, extents[s])).collect();
             let mut w = vec![outs, ins];

@@ -44,17 +44,17 @@ impl Sizes {
 
     /// Between points of the patches, an odd number of cache lines.
     fn patch_point(&self) -> usize {
-        (self.ins * VECTORS | 1) * LANES
+        ((self.ins * VECTORS) | 1) * LANES
     }
 
     /// Between points of the tiles of `ȳ`.
     fn grad_point(&self) -> usize {
-        (self.out_lanes * Self::TILES | 1) * LANES
+        ((self.out_lanes * Self::TILES) | 1) * LANES
     }
 
     /// Between points of the sums.
     fn sum_point(&self) -> usize {
-        (self.ins * self.out_lanes | 1) * LANES
+        ((self.ins * self.out_lanes) | 1) * LANES
     }
 
     /// Sums in doubles.

@@ -12,14 +12,16 @@
 //! depend on the region, the threads, the scratch or the instruction set, bit
 //! for bit. It does differ from the direct sum.
 //!
-//! **Error.** The transforms grow numbers before they cancel. With unit
-//! roundoff `u` and `R` summed channels, `‖y − ŷ‖∞` stays below about
-//! `(30 + R) u · ‖|Aᵀ| |M| |A|‖∞`, two orders of magnitude above what is seen:
-//! on random data outputs differ by 2 · 10⁻⁶ of their root mean square in `f32`
-//! for up to 512 channels, some five times what direct sums lose. The tests
-//! hold 10⁻⁵.
+//! **Error.** The transforms grow numbers before they cancel, so more is lost
+//! than by direct sums. No bound is proven here; what is held by a test is that on
+//! random data, with 16 and with 512 summed channels, outputs and both gradients
+//! differ from exact ones by less than 6 · 10⁻⁶ of their root mean square in
+//! `f32`. Measured: 4.5 · 10⁻⁶ for the outputs of 512 channels.
 //!
 //! With little scratch, or in `f64`, a slower loop gives the same bits (in `f32`).
+
+// Matrices and lanes are written by index, as in the formulas.
+#![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
 mod gemm;
@@ -174,7 +176,7 @@ impl<'a, T: Real> Problem<'a, T> {
         transform::output_2d(sums, &mut y);
         if let Some(bias) = self.bias {
             for lane in y.as_flattened_mut().as_flattened_mut() {
-                *lane = *lane + bias[k];
+                *lane += bias[k];
             }
         }
         // SAFETY: as promised to this function.

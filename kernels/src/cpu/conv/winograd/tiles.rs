@@ -334,14 +334,16 @@ pub(super) fn fill<T: Real>(
     for channel in slab {
         let k = channels.next().flatten();
         for (i, row) in channel.iter_mut().enumerate() {
-            if let (Some(k), [s]) = (k, segments) {
-                if s.len == LANES && s.w + ROW <= cols.end && s.h + i < rows.end {
-                    let from = y.row(s.n, k, s.d, s.h + i, s.w..s.w + ROW);
-                    // The usual whole row, without a call.
-                    if let Ok(from) = <&[T; ROW]>::try_from(from) {
-                        *row = *from;
-                        continue;
-                    }
+            if let (Some(k), [s]) = (k, segments)
+                && s.len == LANES
+                && s.w + ROW <= cols.end
+                && s.h + i < rows.end
+            {
+                let from = y.row(s.n, k, s.d, s.h + i, s.w..s.w + ROW);
+                // The usual whole row, without a call.
+                if let Ok(from) = <&[T; ROW]>::try_from(from) {
+                    *row = *from;
+                    continue;
                 }
             }
             row.fill(T::ZERO);
