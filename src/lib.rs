@@ -58,5 +58,6 @@ pub use sstep_executor::{
     ExecError, Executor, Feed, Feeds, Measured, Progress, StepHow, Tensor, reference,
 };
 pub use sstep_planner::{
-    Budget, ByteSize, Machine, Plan, PlanError, Program, StepSpec, Strategy, plan, verify,
+    Budget, ByteSize, CapPoint, Comparison, Machine, Plan, PlanError, Program, StepSpec, Strategy,
+    StrategyLine, plan, verify,
 };

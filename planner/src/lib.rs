@@ -52,7 +52,7 @@ use sstep_autodiff::Tape;
 
 pub use budget::{Budget, ByteSize};
 pub use error::{ForcingBuffer, PlanError};
-pub use explain::explain_stage;
+pub use explain::{BufferSpan, CapPoint, Comparison, Link, Picture, StrategyLine, explain_stage};
 pub use instr::{At, Instr};
 pub use machine::Machine;
 pub use plan::{

@@ -1,11 +1,15 @@
 //! `sstep plan`: what a training step would take, without taking it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use sstep::config::{OptimizerConfig, OptimizerName};
-use sstep::{DType, Error, Plan, Session, SessionOptions, Tape};
+use sstep::{
+    ByteSize, CapPoint, Comparison, DType, Error, Plan, Session, SessionOptions, Strategy,
+    StrategyLine, Tape,
+};
 
 use super::args::{ConvArgs, MemoryArgs, ModelArgs, SizeArgs};
 use super::progress::spin;
@@ -15,7 +19,8 @@ use super::progress::spin;
 /// Prints, for a network, an image size and a budget, each tile loop of the
 /// step with its tiles, what it reads and stores, and why; and the predicted
 /// peak, time and traffic. The plan has passed the verifier. Nothing is
-/// computed, so any image size will do on any machine.
+/// computed, so any image size will do on any machine. --html, --dot and --trace
+/// draw the same plan: see docs/plan.md.
 ///
 ///   sstep plan --model resnet34 --size 65536x65536 --budget 8GiB --host 64GiB
 #[derive(Debug, clap::Args)]
@@ -35,6 +40,20 @@ pub struct Args {
     /// Optimiser, whose state is part of the budget: sgd, adam or adamw.
     #[arg(long, default_value = "adamw")]
     optimizer: OptimizerName,
+    /// Write the plan as a page for a browser: memory against the cap, transfers,
+    /// stages with their reasons, other strategies and caps. See docs/plan.md.
+    #[arg(long, value_name = "FILE.html", help_heading = "Views")]
+    html: Option<PathBuf>,
+    /// With --html: leave out other strategies and caps, each of which is another
+    /// planning.
+    #[arg(long, requires = "html", help_heading = "Views")]
+    no_comparison: bool,
+    /// Write the plan as a graph of stages, for graphviz.
+    #[arg(long, value_name = "FILE.dot", help_heading = "Views")]
+    dot: Option<PathBuf>,
+    /// Write the predicted timeline as a trace, for Perfetto or chrome://tracing.
+    #[arg(long, value_name = "FILE.json", help_heading = "Views")]
+    trace: Option<PathBuf>,
     /// Print the summary only.
     #[arg(long)]
     summary: bool,
@@ -58,32 +77,10 @@ pub fn run(args: &Args) -> Result<(), Error> {
         rule: Some(rule),
     };
     let begin = Instant::now();
-    let (subject, plan) = match &args.tape {
-        Some(path) => {
-            let tape = read_tape(path)?;
-            let subject = path.display().to_string();
-            let plan = spin("planning", args.json, || match tape.dtype() {
-                DType::F32 => Session::<f32>::from_tape(tape, options)?.plan(&[]),
-                DType::F64 => Session::<f64>::from_tape(tape, options)?.plan(&[]),
-            })?;
-            (subject, plan)
-        }
-        None => {
-            let (Some(spec), Some(size)) = (args.model.spec(), &args.size.size) else {
-                return Err(Error::Usage {
-                    reason: "give --model and --size, or --tape".to_owned(),
-                });
-            };
-            let image = [&[args.size.batch, spec.in_channels], &size.spatial()[..]].concat();
-            let subject = format!("{} on {size}", spec.name);
-            let plan = spin("planning", args.json, || match spec.dtype {
-                DType::F32 => Session::<f32>::new(spec, options)?.plan(&image),
-                DType::F64 => Session::<f64>::new(spec, options)?.plan(&image),
-            })?;
-            (subject, plan)
-        }
-    };
+    let subject = subject(args)?;
+    let plan = spin("planning", args.json, || plan_with(args, options.clone()))?;
     let secs = begin.elapsed().as_secs_f64();
+    write_views(args, &subject, &plan, &options)?;
     if args.json {
         super::say_json(&describe(&subject, &plan, secs));
         return Ok(());
@@ -98,6 +95,123 @@ pub fn run(args: &Args) -> Result<(), Error> {
         text.trim_end()
     ));
     Ok(())
+}
+
+/// What is planned, in words.
+fn subject(args: &Args) -> Result<String, Error> {
+    match (&args.tape, args.model.spec(), &args.size.size) {
+        (Some(path), _, _) => Ok(path.display().to_string()),
+        (None, Some(spec), Some(size)) => Ok(format!("{} on {size}", spec.name)),
+        (None, _, _) => Err(Error::Usage {
+            reason: "give --model and --size, or --tape".to_owned(),
+        }),
+    }
+}
+
+/// Plans what the arguments name.
+fn plan_with(args: &Args, options: SessionOptions) -> Result<Arc<Plan>, Error> {
+    if let Some(path) = &args.tape {
+        let tape = read_tape(path)?;
+        return match tape.dtype() {
+            DType::F32 => Session::<f32>::from_tape(tape, options)?.plan(&[]),
+            DType::F64 => Session::<f64>::from_tape(tape, options)?.plan(&[]),
+        };
+    }
+    let (Some(spec), Some(size)) = (args.model.spec(), &args.size.size) else {
+        return Err(Error::Usage {
+            reason: "give --model and --size, or --tape".to_owned(),
+        });
+    };
+    let image = [&[args.size.batch, spec.in_channels], &size.spatial()[..]].concat();
+    match spec.dtype {
+        DType::F32 => Session::<f32>::new(spec, options)?.plan(&image),
+        DType::F64 => Session::<f64>::new(spec, options)?.plan(&image),
+    }
+}
+
+/// Device caps of the cap-time curve, as parts of the given one.
+const CAPS: [(u64, u64); 6] = [(1, 2), (3, 4), (1, 1), (3, 2), (2, 1), (4, 1)];
+
+/// Writes the files that were asked for.
+fn write_views(
+    args: &Args,
+    subject: &str,
+    plan: &Plan,
+    options: &SessionOptions,
+) -> Result<(), Error> {
+    let write = |path: &Path, text: &str| {
+        std::fs::write(path, text).map_err(|error| Error::Io {
+            path: path.to_path_buf(),
+            what: "writing",
+            reason: error.to_string(),
+        })
+    };
+    if let Some(path) = &args.dot {
+        write(path, &plan.dot())?;
+    }
+    if let Some(path) = &args.trace {
+        write(path, &plan.trace().to_string())?;
+    }
+    if let Some(path) = &args.html {
+        let comparison = if args.no_comparison {
+            Comparison::default()
+        } else {
+            compare(args, plan, options)?
+        };
+        write(path, &plan.html(subject, &comparison))?;
+    }
+    Ok(())
+}
+
+/// Plans with all strategies, and at other caps. That there is no plan is an
+/// answer, too.
+///
+/// # Errors
+/// What keeps the step from being planned at all.
+fn compare(args: &Args, plan: &Plan, options: &SessionOptions) -> Result<Comparison, Error> {
+    let again = |what: String, options: SessionOptions| match spin(&what, args.json, || {
+        plan_with(args, options)
+    }) {
+        Ok(plan) => Ok(Ok(plan.predicted)),
+        Err(Error::Plan(none)) => Ok(Err(none.to_string())),
+        Err(error) => Err(error),
+    };
+    let mut comparison = Comparison::default();
+    for strategy in Strategy::ALL {
+        let outcome = if strategy == plan.strategy {
+            Ok(plan.predicted)
+        } else {
+            let options = SessionOptions {
+                strategy,
+                ..options.clone()
+            };
+            again(format!("planning {strategy}"), options)?
+        };
+        comparison.strategies.push(StrategyLine {
+            name: strategy.to_string(),
+            outcome,
+        });
+    }
+    for (times, over) in CAPS {
+        let device_bytes = (options.budget.device_bytes / over).saturating_mul(times);
+        let outcome = if times == over {
+            Ok(plan.predicted)
+        } else {
+            let mut options = options.clone();
+            options.budget.device_bytes = device_bytes;
+            let cap = ByteSize(device_bytes);
+            again(format!("planning for {cap}"), options)?
+        };
+        comparison.caps.push(CapPoint {
+            device_bytes: if times == over {
+                options.budget.device_bytes
+            } else {
+                device_bytes
+            },
+            secs: outcome.ok().map(|p| p.secs),
+        });
+    }
+    Ok(comparison)
 }
 
 /// A plan for machines to read.

@@ -1,12 +1,20 @@
-//! A plan in words: why each stage is as it is, and what it costs.
+//! A plan for people: why each stage is as it is, and what it costs.
 //!
-//! One renderer walks the plan; text and JSON differ only in leaves.
+//! The plan is walked twice and nowhere else: once into words ([`Explained`]), once
+//! into a picture over time ([`Picture`]). Every view is a leaf that writes one of
+//! them down: text, JSON (`Explained` serialised), graphviz, a page, a trace.
 
-use std::fmt::Write;
+mod dot;
+mod html;
+mod picture;
+mod text;
+mod trace;
+
+pub use html::{CapPoint, Comparison, StrategyLine};
+pub use picture::{BufferSpan, Link, Picture};
 
 use serde::Serialize;
 
-use crate::budget::ByteSize;
 use crate::plan::{Home, ItemRole, Plan, Purpose, Stage, Value};
 use crate::sweep::AxisPolicy;
 
@@ -150,84 +158,5 @@ impl Plan {
             gap: self.gap,
             stages,
         }
-    }
-
-    /// The plan in a few lines: caps, promises, traffic.
-    pub fn summary(&self) -> String {
-        let p = &self.predicted;
-        let mut out = String::new();
-        let size = |b: u64| ByteSize(b).to_string();
-        let _ = writeln!(
-            out,
-            "{} plan: {} stages, {} tiles, gap to the model's bound {:.1} %",
-            self.strategy,
-            self.stages.len(),
-            self.stages.iter().map(Stage::n_tiles).sum::<u64>(),
-            100.0 * self.gap
-        );
-        let _ = writeln!(
-            out,
-            "device    {} predicted of {} allowed; untiled it would take {}",
-            size(p.peak_bytes),
-            size(self.budget.device_bytes),
-            size(p.untiled_bytes)
-        );
-        let _ = writeln!(
-            out,
-            "host      {} predicted of {} allowed",
-            size(p.host_peak_bytes),
-            size(self.budget.host_bytes)
-        );
-        let _ = writeln!(
-            out,
-            "traffic   {} to the device, {} to the host, {} read from images",
-            size(p.h2d_bytes),
-            size(p.d2h_bytes),
-            size(p.source_bytes)
-        );
-        let _ = writeln!(
-            out,
-            "work      {:.3} TFLOP, {:.2} x that of computing everything once; about {:.1} s",
-            p.flops / 1e12,
-            p.flops / p.flops_once.max(1.0),
-            p.secs
-        );
-        out
-    }
-
-    /// The whole plan in words, one paragraph per stage.
-    pub fn explain(&self) -> String {
-        let mut out = self.summary();
-        for s in self.explained().stages {
-            let list = |v: &[String]| {
-                let shown = v.iter().take(6).cloned().collect::<Vec<_>>().join(", ");
-                if v.len() > 6 {
-                    format!("{shown} and {} more", v.len() - 6)
-                } else {
-                    shown
-                }
-            };
-            let _ = writeln!(out, "\nstage {} makes {}", s.index, list(&s.makes));
-            if s.grid.is_empty() {
-                continue;
-            }
-            let _ = writeln!(out, "  grid    {} ({} tiles)", s.grid.join(", "), s.n_tiles);
-            let _ = writeln!(out, "  reads   {}", list(&s.reads));
-            let _ = writeln!(
-                out,
-                "  runs    {} nodes, {} of them again; {}",
-                s.nodes, s.recomputes, s.why
-            );
-            let _ = writeln!(
-                out,
-                "  cost    {:.3} s, {:.3} TFLOP, in {}, out {}, arena up to {}",
-                s.cost.secs,
-                s.cost.flops / 1e12,
-                ByteSize(s.cost.h2d_bytes + s.cost.source_bytes),
-                ByteSize(s.cost.d2h_bytes),
-                ByteSize(s.cost.high_water_bytes)
-            );
-        }
-        out
     }
 }
