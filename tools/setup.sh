@@ -7,7 +7,7 @@ set -eu
 
 # Oldest Rust that builds the workspace; the same as rust-version in Cargo.toml.
 rust_major=1
-rust_minor=88
+rust_minor=89
 
 missing=""
 need() { missing="$missing $1"; }

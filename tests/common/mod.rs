@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::RngSeed;
-use sstep_autodiff::{NodeId, Op, Tape, backward};
+use sstep_autodiff::{DType, NodeId, Op, Tape, backward};
 use sstep_executor::source::ArraySource;
 use sstep_executor::{Executor, Feed, Feeds, Measured, StepHow, Tensor, reference};
 use sstep_kernels::Real;
@@ -175,24 +175,6 @@ pub fn leaves<T: Real>(tape: &Tape, seed: u64) -> Tensors<T> {
     out
 }
 
-/// The same tensors, each element but class labels moved by a relative `unit`:
-/// what that does to a gradient is what no way of computing it can know.
-pub fn nudged(tensors: &Tensors<f64>, unit: f64, seed: u64) -> Tensors<f64> {
-    let mut rng = Rng(seed);
-    let mut out = tensors.clone();
-    for (_, tensor) in out.iter_mut().filter(|(name, _)| *name != "labels") {
-        for v in &mut tensor.data {
-            *v *= 1.0
-                + if rng.bits().is_multiple_of(2) {
-                    unit
-                } else {
-                    -unit
-                };
-        }
-    }
-    out
-}
-
 /// The same tensors in another precision.
 pub fn cast<T: Real, U: Real>(tensors: &Tensors<T>) -> Tensors<U> {
     let one = |t: &Tensor<T>| {
@@ -266,21 +248,30 @@ pub fn oracle<T: Real>(net: &Net, leaves: &Tensors<T>) -> Tensors<T> {
     reference(&net.program(), leaves, HOW.step, HOW.seed).expect("a reference")
 }
 
-/// Largest difference of each tensor, relative to the largest element of the
-/// reference tensor (or to a thousandth of the largest gradient, where the true
-/// one vanishes).
+/// Largest element of a tensor.
+fn largest<T: Real>(t: &Tensor<T>) -> f64 {
+    t.data.iter().map(|v| v.to_f64().abs()).fold(0.0, f64::max)
+}
+
+/// What differences of each tensor are relative to: its largest element, or a
+/// thousandth of the largest gradient, where the true one vanishes.
+fn scales<T: Real>(want: &Tensors<T>) -> BTreeMap<String, f64> {
+    let floor = 1e-3 * want.values().map(largest).fold(0.0, f64::max);
+    let one = |(name, t): (&String, &Tensor<T>)| (name.clone(), largest(t).max(floor).max(1e-30));
+    want.iter().map(one).collect()
+}
+
+/// Largest difference of each tensor, relative to its scale.
 pub fn differences<T: Real, U: Real>(got: &Tensors<T>, want: &Tensors<U>) -> BTreeMap<String, f64> {
     assert_eq!(
         got.keys().collect::<Vec<_>>(),
         want.keys().collect::<Vec<_>>()
     );
-    let largest = |t: &Tensor<U>| t.data.iter().map(|v| v.to_f64().abs()).fold(0.0, f64::max);
-    let floor = 1e-3 * want.values().map(largest).fold(0.0, f64::max);
+    let scales = scales(want);
     let one = |(name, w): (&String, &Tensor<U>)| {
-        let scale = largest(w).max(floor).max(1e-30);
         let mut worst = 0.0f64;
         for (a, b) in got[name].data.iter().zip(&w.data) {
-            let e = (a.to_f64() - b.to_f64()).abs() / scale;
+            let e = (a.to_f64() - b.to_f64()).abs() / scales[name];
             worst = if e.is_nan() {
                 f64::INFINITY
             } else {
@@ -290,6 +281,19 @@ pub fn differences<T: Real, U: Real>(got: &Tensors<T>, want: &Tensors<U>) -> BTr
         (name.clone(), worst)
     };
     want.iter().map(one).collect()
+}
+
+/// What rounding may do to each tensor, in the same terms: a gradient that
+/// vanishes (of a bias before a norm, say) is a sum whose terms cancel, and is
+/// known to a few dozen units in the last place of the terms, not of itself.
+pub fn roundings<T: Real>(want: &Tensors<T>) -> BTreeMap<String, f64> {
+    let unit = match T::DTYPE {
+        DType::F32 => f64::from(f32::EPSILON),
+        DType::F64 => f64::EPSILON,
+    };
+    let terms = want.values().map(largest).fold(0.0, f64::max);
+    let one = |(name, scale)| (name, 64.0 * unit * terms / scale);
+    scales(want).into_iter().map(one).collect()
 }
 
 /// The largest of [`differences`], and where.
