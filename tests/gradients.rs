@@ -23,6 +23,10 @@ const STEP: f64 = 1e-5;
 /// Allowed difference, relative to the size of the gradient.
 const TOLERANCE: f64 = 1e-6;
 
+/// Allowed besides: `STEP²` times a third derivative of order ten, and rounding
+/// of a loss of order one over `STEP`.
+const NOISE: f64 = 1e-9;
+
 /// Leaves of up to this many elements are checked element by element.
 const FEW: usize = 40;
 
@@ -78,7 +82,7 @@ impl Checked {
             expected += pairs.map(|(g, d)| g * d).sum::<f64>();
         }
         let found = self.slope(direction, STEP);
-        let close = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * scale + 1e-10;
+        let close = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * scale + NOISE;
         if close(found, expected) {
             return true;
         }
