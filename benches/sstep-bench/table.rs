@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(t.text(), "name    secs\na        1.2\nlonger     -\n");
         let json = r#"[{"name":"a","secs":1.25},{"name":"longer","secs":null}]"#;
         assert_eq!(t.json().to_string(), json);
-        let markdown = "| name | secs |\n| --- | ---: |\n| a | 1.2 |\n| longer | 3 |\n";
+        let markdown = "| name | secs |\n| --- | ---: |\n| a | 1.2 |\n| longer | - |\n";
         assert_eq!(t.markdown(), markdown);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A *path* says which candidates run; given a path, each stored map has few
 //! homes: on the device up to one of its uses, on the host from then on. So a
-//! path is judged exactly and quickly ([`Space::judge`]), and the search only
+//! path is judged exactly and quickly (`Space::judge`), and the search only
 //! has to walk through paths:
 //!
 //! 1. *prices*: device memory costs seconds per byte in each segment; at given
