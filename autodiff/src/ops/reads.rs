@@ -47,6 +47,8 @@ impl Op {
             Op::ConvWeightGrad(_) if out.dtype == DType::F64 || n > FEW_WEIGHTS => {
                 ReductionState::InPlace
             }
+            // Sums, and room for the part of one tile in single precision.
+            Op::ConvWeightGrad(_) => ReductionState::F64(n + n.div_ceil(2)),
             Op::SpatialLse => ReductionState::F64(2 * n),
             // Count, mean and centred sum of squares per group.
             Op::Moments(_) => ReductionState::F64(n / 2 * 3),

@@ -309,7 +309,7 @@ pub fn accumulate<T: Real>(
 fn accumulate_of<T: Real>(
     job: &Job<'_, T>,
     state: &mut State<'_, T>,
-    _out_ty: &Ty,
+    out_ty: &Ty,
     workspace: &mut [u8],
 ) {
     let inputs = job.inputs;
@@ -319,11 +319,15 @@ fn accumulate_of<T: Real>(
         (Reduction::ConvWeightGrad(a), State::InPlace(w)) => {
             return conv::weight_grad(a, job, w, workspace);
         }
-        (Reduction::ConvWeightGrad(a), State::F64(sums)) => {
-            // Few elements: see `Op::reduction_state`.
-            let mut tile = vec![T::ZERO; sums.len()];
-            conv::weight_grad(a, job, &mut tile, workspace);
-            for (sum, w) in sums.iter_mut().zip(&tile) {
+        (Reduction::ConvWeightGrad(a), State::F64(state)) => {
+            // Sums, and behind them room for what one tile adds.
+            let (sums, rest) = state.split_at_mut(out_ty.shape.elems());
+            // SAFETY: plain numbers, of which any bits are valid.
+            let (_, tile, _) = unsafe { rest.align_to_mut::<T>() };
+            let tile = &mut tile[..sums.len()];
+            tile.fill(T::ZERO);
+            conv::weight_grad(a, job, tile, workspace);
+            for (sum, w) in sums.iter_mut().zip(&*tile) {
                 *sum += w.to_f64();
             }
             return;
