@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::prelude::*;
+
 use crate::cost::{AxisSums, BodyCost};
 use crate::machine::Machine;
 use crate::program::{NodeIx, Program};
@@ -85,7 +87,7 @@ pub fn candidates(
     grids: Grids,
 ) -> Vec<Candidate> {
     let frontiers = frontiers(program, storable, strategy);
-    let mut out = Vec::new();
+    let mut intervals = Vec::new();
     for from in 0..segments.pieces.len() {
         let level = segments.pieces[from].level;
         for to in from + 1..=segments.pieces.len() {
@@ -94,41 +96,52 @@ pub fn candidates(
             if segments.pieces[to - 1].level != level || too_long {
                 break;
             }
-            let targets = targets(program, segments, storable, from, to);
-            let mut seen = BTreeSet::new();
-            for (name, frontier) in &frontiers {
-                let before = |n: NodeIx| {
-                    frontier.contains(&n) && segments.of[n.ix()].is_some_and(|s| s < from)
-                };
-                let body = Body::close(program, &targets, before);
-                if !seen.is_empty() && body.items.len() > MAX_BODY {
-                    continue;
-                }
-                let supplied: BTreeSet<NodeIx> =
-                    body.supplies().filter(|&n| !program.is_source(n)).collect();
-                if !seen.insert(supplied.clone()) {
-                    continue;
-                }
-                let shell = Candidate {
-                    from,
-                    to,
-                    targets: targets.clone(),
-                    supplied,
-                    grid: Vec::new(),
-                    secs: 0.0,
-                    scratch_bytes: 0,
-                    touches: Vec::new(),
-                    frontier: name,
-                };
-                if targets.is_empty() {
-                    out.push(shell);
-                } else {
-                    out.extend(grid_candidates(program, machine, &body, &shell, grids));
-                }
-            }
+            intervals.push((from, to));
         }
     }
-    out
+    let of = |&(from, to): &(usize, usize)| {
+        let targets = targets(program, segments, storable, from, to);
+        let grids = if segments.may_tile(from, to) {
+            grids
+        } else {
+            Grids::Whole
+        };
+        let mut seen = BTreeSet::new();
+        let mut out = Vec::new();
+        for (name, frontier) in &frontiers {
+            let before =
+                |n: NodeIx| frontier.contains(&n) && segments.of[n.ix()].is_some_and(|s| s < from);
+            let body = Body::close(program, &targets, before);
+            if !seen.is_empty() && body.items.len() > MAX_BODY {
+                continue;
+            }
+            let supplied: BTreeSet<NodeIx> =
+                body.supplies().filter(|&n| !program.is_source(n)).collect();
+            if !seen.insert(supplied.clone()) {
+                continue;
+            }
+            let shell = Candidate {
+                from,
+                to,
+                targets: targets.clone(),
+                supplied,
+                grid: Vec::new(),
+                secs: 0.0,
+                scratch_bytes: 0,
+                touches: Vec::new(),
+                frontier: name,
+            };
+            if targets.is_empty() {
+                out.push(shell);
+            } else {
+                out.extend(grid_candidates(program, machine, &body, &shell, grids));
+            }
+        }
+        out
+    };
+    // In order, whatever the number of threads.
+    let found: Vec<Vec<Candidate>> = intervals.par_iter().map(of).collect();
+    found.into_iter().flatten().collect()
 }
 
 /// Reductions of the interval, and storable maps that something beyond reads.

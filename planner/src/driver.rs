@@ -5,9 +5,10 @@
 //! the error that names it. [`Strategy::Optimal`] also looks at what every other
 //! strategy finds, so it is never predicted slower than one of them.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
 
 use crate::budget::{Budget, ByteSize};
 use crate::candidates::{Candidate, Grids, candidates};
@@ -24,10 +25,12 @@ use crate::{explain, schedule, tile};
 /// How often a placement is asked again with a cap lowered by what packing
 /// lacked.
 const REPACKS: usize = 12;
-/// How often the smallest plan may still be undercut.
-const SHRINKS: usize = 24;
-/// Most candidates whose relaxation is solved for a bound.
-const MOST_PROVEN: usize = 8000;
+/// By what factors the smallest plan is undercut, one after the other, each as
+/// often as a quick search can; a byte less than the last is too little.
+const SHRINKS: [f64; 4] = [0.85, 0.96, 0.99, 1.0];
+
+/// A placement near another is taken if it is slower by less than this factor.
+const NEAR: f64 = 1.001;
 
 /// Where candidates come from.
 type Source = (Strategy, Fineness, Grids);
@@ -64,7 +67,7 @@ pub struct Planner<'a> {
     machine: &'a Machine,
     budget: Budget,
     strategy: Strategy,
-    pools: RefCell<BTreeMap<Source, Rc<Pool>>>,
+    pools: Mutex<BTreeMap<Source, Arc<Pool>>>,
 }
 
 impl<'a> Planner<'a> {
@@ -80,7 +83,7 @@ impl<'a> Planner<'a> {
             machine,
             budget,
             strategy,
-            pools: RefCell::default(),
+            pools: Mutex::default(),
         }
     }
 
@@ -92,13 +95,18 @@ impl<'a> Planner<'a> {
     /// [`PlanError::Solver`].
     pub fn plan(&self) -> Result<Plan, PlanError> {
         let cap = self.budget.device_bytes;
-        let mut made = match self.quick(self.strategy, cap) {
+        let mut made = match self.quick(self.strategy, cap, f64::INFINITY) {
             Some(made) => made,
             None => self.tight(cap)?,
         };
         if self.strategy == Strategy::Optimal {
-            for rival in Strategy::ALL.into_iter().filter(|s| *s != self.strategy) {
-                if let Some(other) = self.quick(rival, cap).filter(|o| o.secs() < made.secs()) {
+            // In order, whatever the number of threads.
+            let rivals: Vec<Option<Made>> = (Strategy::ALL.par_iter())
+                .filter(|rival| **rival != self.strategy)
+                .map(|&rival| self.quick(rival, cap, made.secs()))
+                .collect();
+            for other in rivals.into_iter().flatten() {
+                if other.secs() < made.secs() {
                     made = other;
                 }
             }
@@ -122,10 +130,13 @@ impl<'a> Planner<'a> {
         };
         // It does not depend on the cap, so whoever then gives what the error
         // names gets a plan.
-        for _ in 0..SHRINKS {
-            match self.quick(self.strategy, least.peak_bytes() - 1) {
-                Some(made) => least = made,
-                None => break,
+        for less in SHRINKS {
+            let aim = |least: &Made| {
+                let peak = least.peak_bytes();
+                ((peak as f64 * less) as u64).min(peak - 1)
+            };
+            while let Some(made) = self.quick(self.strategy, aim(&least), f64::INFINITY) {
+                least = made;
             }
         }
         if least.peak_bytes() > cap {
@@ -135,7 +146,7 @@ impl<'a> Planner<'a> {
             for grids in [grids, smallest] {
                 let source = (self.strategy, self.fine(), grids);
                 if let Some(made) = self
-                    .fastest(source, cap, 0)
+                    .fastest(source, cap, 0, f64::INFINITY)
                     .filter(|m| m.secs() < least.secs())
                 {
                     return Ok(made);
@@ -176,18 +187,21 @@ impl<'a> Planner<'a> {
         sizes
     }
 
-    /// The fastest plan of a strategy that a search of seconds finds.
-    fn quick(&self, strategy: Strategy, cap: u64) -> Option<Made> {
+    /// The fastest plan of a strategy that a search of seconds finds, if it takes
+    /// less than `below` seconds.
+    fn quick(&self, strategy: Strategy, cap: u64, below: f64) -> Option<Made> {
         let workspace = self.workspace_bytes(cap);
-        let one = |fineness, grids| self.fastest((strategy, fineness, grids), cap, workspace);
+        let one = |fineness, grids| {
+            let source = (strategy, fineness, grids);
+            self.fastest(source, cap, workspace, below)
+        };
         match strategy {
             Strategy::StoreAll => one(Fineness::Coarse, Grids::Whole),
             Strategy::Checkpoint => one(Fineness::Roots, Grids::Whole),
             Strategy::Paging => one(Fineness::Nodes, Grids::Whole),
             Strategy::RematIlp | Strategy::RematPageIlp => one(Fineness::Fine, Grids::Whole),
-            Strategy::Optimal | Strategy::RecomputeAll | Strategy::OffloadAll => {
-                one(Fineness::Coarse, Grids::Ladder)
-            }
+            Strategy::Optimal => one(Fineness::Nested, Grids::Ladder),
+            Strategy::RecomputeAll | Strategy::OffloadAll => one(Fineness::Coarse, Grids::Ladder),
             Strategy::Streaming | Strategy::TileCheckpoint => {
                 let mut best: Option<Made> = None;
                 for t in self.tile_sizes() {
@@ -210,20 +224,36 @@ impl<'a> Planner<'a> {
         self.machine.workspace_bytes.min(cap / 16) / 64 * 64
     }
 
-    /// The fastest plan found within the cap.
-    fn fastest(&self, source: Source, cap: u64, workspace_bytes: u64) -> Option<Made> {
+    /// The fastest plan found within the cap, if it takes less than `below`
+    /// seconds.
+    fn fastest(&self, source: Source, cap: u64, workspace_bytes: u64, below: f64) -> Option<Made> {
         let pool = self.pool(source);
         let problem = self.problem(source, &pool, workspace_bytes);
         let space = Space::new(&problem);
         let mut aim_bytes = cap;
         let mut before: Option<Found> = None;
         for _ in 0..REPACKS {
-            let goal = Goal::Seconds {
-                device_bytes: aim_bytes,
+            // What packing lacks is little: near what was found is often enough.
+            let near = before.as_ref().and_then(|b| space.near(&b.path, aim_bytes));
+            let is_close = |f: &Found| {
+                let was = before.as_ref().map_or(0.0, |b| b.score.secs);
+                f.score.secs <= was * NEAR
             };
-            let Placed::Found(found) = place(&space, goal, before.as_ref()) else {
+            let found = match near.filter(is_close) {
+                Some(found) => found,
+                None => {
+                    let goal = Goal::Seconds {
+                        device_bytes: aim_bytes,
+                    };
+                    match place(&space, goal, before.as_ref()) {
+                        Placed::Found(found) => found,
+                        Placed::TooLarge | Placed::Impossible => return None,
+                    }
+                }
+            };
+            if found.score.secs >= below {
                 return None;
-            };
+            }
             let plan = self.schedule(&problem, &found);
             let peak = plan.predicted.peak_bytes;
             if peak <= cap {
@@ -235,7 +265,7 @@ impl<'a> Planner<'a> {
                     aim_bytes,
                 });
             }
-            let short = (peak - cap).max(cap / 100);
+            let short = (peak - cap).max(cap / 200);
             if short >= aim_bytes {
                 return None;
             }
@@ -287,12 +317,8 @@ impl<'a> Planner<'a> {
         let pool = self.pool(made.source);
         let problem = self.problem(made.source, &pool, made.workspace_bytes);
         let space = Space::new(&problem);
-        let secs = made.found.score.secs;
         if made.found.is_least {
             plan.gap = 0.0;
-        } else if pool.candidates.len() > MOST_PROVEN {
-            let free = space.least_secs().unwrap_or(0.0);
-            plan.gap = ((secs - free) / secs.max(1e-12)).max(0.0);
         } else {
             let caps = (cap, made.aim_bytes);
             // The others are what `optimal` has compared itself with.
@@ -306,7 +332,7 @@ impl<'a> Planner<'a> {
                         plan = other;
                         secs
                     }
-                    _ => secs,
+                    _ => made.found.score.secs,
                 };
                 plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
             }
@@ -336,20 +362,21 @@ impl<'a> Planner<'a> {
         None
     }
 
-    fn pool(&self, source: Source) -> Rc<Pool> {
-        if let Some(pool) = self.pools.borrow().get(&source) {
-            return Rc::clone(pool);
+    fn pool(&self, source: Source) -> Arc<Pool> {
+        let pools = || self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools().get(&source) {
+            return Arc::clone(pool);
         }
         let (strategy, fineness, grids) = source;
-        let storable = storable(self.program, strategy);
+        let storable = storable(self.program, strategy, fineness);
         let segments = segment(self.program, &storable, fineness);
         let (program, machine) = (self.program, self.machine);
         let candidates = candidates(program, machine, strategy, &segments, &storable, grids);
-        let pool = Rc::new(Pool {
+        let pool = Arc::new(Pool {
             segments,
             candidates,
         });
-        self.pools.borrow_mut().insert(source, Rc::clone(&pool));
+        pools().insert(source, Arc::clone(&pool));
         pool
     }
 

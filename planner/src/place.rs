@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::candidates::Candidate;
 use crate::error::PlanError;
 use crate::machine::Machine;
-use crate::master;
+use crate::master::{self, Effort};
 use crate::program::{NodeIx, Program};
 use crate::schedule::{Decision, HomeDecision, StageDecision};
-use crate::search::{Found, Space};
+use crate::search::{Found, Prices, Space};
 use crate::segment::Segments;
 use crate::stage::Body;
 use crate::strategy::Strategy;
@@ -61,8 +61,16 @@ pub struct Problem<'a> {
     pub workspace_bytes: u64,
 }
 
-/// Gap from which on the integer program is asked for something better.
-const CLOSE: f64 = 0.005;
+/// Of a strategy that is only compared with.
+const ONCE: Effort = Effort {
+    gap: f64::INFINITY,
+    work: 0,
+};
+/// Of the strategy that is to be the best there is.
+const THOROUGH: Effort = Effort {
+    gap: 0.01,
+    work: 800_000_000,
+};
 
 /// Searches a placement, from `start` if given.
 pub fn place(space: &Space<'_>, goal: Goal, start: Option<&Found>) -> Placed {
@@ -94,40 +102,27 @@ pub fn prove(
     if found.is_least {
         return Ok((0.0, None));
     }
-    let Some(bound) = master::bound(problem, cap_bytes)? else {
-        return Ok((0.0, None));
-    };
-    let mut bound_secs = bound.secs;
     let gap = |secs: f64, bound: f64| ((secs - bound) / secs.max(1e-12)).max(0.0);
-    let secs = |f: &Found| f.score.secs;
-    let fits = |f: &Found| f.score.fits();
-    let mut known = secs(found);
-    if !improve {
-        return Ok((gap(known, bound_secs), None));
-    }
+    let mut known = found.score.secs;
     let mut best: Option<Found> = None;
-    let mut consider = |other: Found, known: &mut f64| {
-        if fits(&other) && secs(&other) < *known {
-            *known = secs(&other);
-            best = Some(other);
+    let effort = if improve { THOROUGH } else { ONCE };
+    // What memory is worth, the relaxation knows best; near what it mixes is
+    // often something that is whole.
+    let look = |prices: &Prices, mixed: &[usize]| {
+        let near = best.as_ref().map_or(&found.path, |b| &b.path).clone();
+        for start in [near.as_slice(), mixed] {
+            if improve {
+                let other = space.refine(start, prices, aim_bytes);
+                if other.score.fits() && other.score.secs < known {
+                    known = other.score.secs;
+                    best = Some(other);
+                }
+            }
         }
+        known
     };
-    if gap(known, bound_secs) > CLOSE {
-        // What memory is worth, the relaxation knows best.
-        consider(
-            space.refine(&found.path, &bound.prices, aim_bytes),
-            &mut known,
-        );
-    }
-    if gap(known, bound_secs) > CLOSE
-        && let Some(improved) = master::improve(problem, cap_bytes, &bound, known)?
-    {
-        bound_secs = improved.bound_secs;
-        consider(
-            space.refine(&improved.path, &bound.prices, aim_bytes),
-            &mut known,
-        );
-    }
+    let first = space.starters(found, cap_bytes);
+    let bound_secs = master::bound(problem, cap_bytes, first, effort, look)?;
     Ok((gap(known, bound_secs), best))
 }
 

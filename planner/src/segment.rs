@@ -9,6 +9,9 @@
 //! Pointwise results are recomputed from them on the fly. A *frontier* is a
 //! subset of the storable maps at which recomputation stops; coarser frontiers
 //! store less and recompute more.
+//!
+//! Cuts may be *nested*: tile loops over coarse pieces, and whole maps over the
+//! fine pieces inside them, so that one search weighs both.
 
 use std::collections::BTreeSet;
 
@@ -33,6 +36,17 @@ pub struct Segments {
     pub pieces: Vec<Segment>,
     /// Segment of each node that has one.
     pub of: Vec<Option<usize>>,
+    /// Whether a tile loop may begin at each piece; the others are only fine
+    /// enough for whole maps.
+    pub may_tile: Vec<bool>,
+}
+
+impl Segments {
+    /// Whether a tile loop may cover the pieces `from..to`.
+    pub fn may_tile(&self, from: usize, to: usize) -> bool {
+        let begins = |k: usize| self.may_tile.get(k).copied().unwrap_or(true);
+        begins(from) && begins(to)
+    }
 }
 
 /// How finely levels are cut.
@@ -42,6 +56,8 @@ pub enum Fineness {
     Coarse,
     /// After every storable map, up to a number.
     Fine,
+    /// Coarsely for tile loops, finely inside for whole maps.
+    Nested,
     /// Into about √n pieces.
     Roots,
     /// After every node.
@@ -68,11 +84,25 @@ pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Finenes
     }
     let mut pieces = Vec::new();
     let mut of = vec![None; program.nodes.len()];
+    let mut may_tile = Vec::new();
     for (level, nodes) in levels.into_iter().enumerate() {
+        let coarse = || {
+            if nodes.len() < LONG_LEVEL {
+                Vec::new()
+            } else {
+                narrow_cuts(program, storable, &nodes, COARSE_PIECES)
+            }
+        };
+        let fine = || narrow_cuts(program, storable, &nodes, FINE_PIECES);
+        let mut tiled_cuts = None;
         let cuts = match fineness {
-            Fineness::Coarse if nodes.len() < LONG_LEVEL => Vec::new(),
-            Fineness::Coarse => narrow_cuts(program, storable, &nodes, COARSE_PIECES),
-            Fineness::Fine => narrow_cuts(program, storable, &nodes, FINE_PIECES),
+            Fineness::Coarse => coarse(),
+            Fineness::Fine => fine(),
+            Fineness::Nested => {
+                let cuts = tiled_cuts.insert(coarse());
+                let both: BTreeSet<usize> = cuts.iter().copied().chain(fine()).collect();
+                both.into_iter().collect()
+            }
             Fineness::Roots => narrow_cuts(program, storable, &nodes, nodes.len().isqrt().max(2)),
             Fineness::Nodes => (1..nodes.len()).collect(),
         };
@@ -82,6 +112,8 @@ pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Finenes
                 for n in &nodes[from..to] {
                     of[n.ix()] = Some(pieces.len());
                 }
+                let begins = |cuts: &Vec<usize>| from == 0 || cuts.contains(&from);
+                may_tile.push(tiled_cuts.as_ref().is_none_or(begins));
                 pieces.push(Segment {
                     level: level as u32,
                     nodes: nodes[from..to].to_vec(),
@@ -90,7 +122,11 @@ pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Finenes
             }
         }
     }
-    Segments { pieces, of }
+    Segments {
+        pieces,
+        of,
+        may_tile,
+    }
 }
 
 /// Positions to cut `nodes` at, at most `pieces - 1`: in each stretch of equal
@@ -142,8 +178,8 @@ fn narrow_cuts(
     cuts
 }
 
-/// Maps worth storing under a strategy.
-pub fn storable(program: &Program, strategy: Strategy) -> BTreeSet<NodeIx> {
+/// Maps worth storing under a strategy, where levels are cut so.
+pub fn storable(program: &Program, strategy: Strategy, fineness: Fineness) -> BTreeSet<NodeIx> {
     let maps = program.indices().filter(|&n| {
         let node = program.node(n);
         node.ty.is_map() && !node.op.is_leaf()
@@ -157,6 +193,7 @@ pub fn storable(program: &Program, strategy: Strategy) -> BTreeSet<NodeIx> {
         Strategy::StoreAll | Strategy::Paging | Strategy::RematIlp | Strategy::RematPageIlp => true,
         Strategy::Checkpoint => checkpoints.contains(n) || program.outputs.contains(n),
         Strategy::RecomputeAll => program.outputs.contains(n),
+        Strategy::Optimal if fineness == Fineness::Nested => true,
         Strategy::Optimal
         | Strategy::OffloadAll
         | Strategy::Streaming
@@ -186,7 +223,7 @@ fn checkpoints(program: &Program) -> BTreeSet<NodeIx> {
 }
 
 /// Whether a map is dearer to compute again than to read.
-fn is_costly(program: &Program, n: NodeIx) -> bool {
+pub fn is_costly(program: &Program, n: NodeIx) -> bool {
     let node = program.node(n);
     match node.op {
         Op::Conv(_)
@@ -222,7 +259,8 @@ pub fn frontiers(
         maps.map(|ty| ty.shape.spatial().iter().product::<usize>())
             .any(|points| points != node.ty.shape.spatial().iter().product::<usize>())
     };
-    let all = ("every costly map", storable.clone());
+    let costly = |n: NodeIx| is_costly(program, n) || program.outputs.contains(&n);
+    let all = ("every map", storable.clone());
     match strategy {
         Strategy::StoreAll
         | Strategy::Checkpoint
@@ -234,15 +272,23 @@ pub fn frontiers(
         }
         Strategy::Optimal | Strategy::Streaming | Strategy::RematIlp | Strategy::RematPageIlp => {}
     }
+    let behind = |n: NodeIx| !forward[n.ix()];
     let mut out = vec![
         all,
-        ("no forward sum", keep(&|n| !(forward[n.ix()] && is_add(n)))),
+        ("every costly map", keep(&costly)),
+        (
+            "no forward sum",
+            keep(&|n| costly(n) && (behind(n) || !is_add(n))),
+        ),
         (
             "sums and resized maps",
-            keep(&|n| !forward[n.ix()] || is_add(n) || resizes(n)),
+            keep(&|n| costly(n) && (behind(n) || is_add(n) || resizes(n))),
         ),
-        ("resized maps", keep(&|n| !forward[n.ix()] || resizes(n))),
-        ("no forward map", keep(&|n| !forward[n.ix()])),
+        (
+            "resized maps",
+            keep(&|n| costly(n) && (behind(n) || resizes(n))),
+        ),
+        ("no forward map", keep(&|n| costly(n) && behind(n))),
         ("nothing", keep(&|n| program.outputs.contains(&n))),
     ];
     let mut seen = BTreeSet::new();

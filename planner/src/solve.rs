@@ -46,14 +46,16 @@ struct Inequality {
 pub struct Relaxed {
     /// Objective: no solution of the model is below it.
     pub value: f64,
-    reduced: Vec<f64>,
+    /// Simplex iterations times rows: what it took.
+    pub work: u64,
+    primal: Vec<f64>,
     duals: Vec<f64>,
 }
 
 impl Relaxed {
-    /// By how much the objective rises at least if a column at 0 goes to 1.
-    pub fn reduced_cost(&self, v: Var) -> f64 {
-        self.reduced[v.0]
+    /// Value of a column.
+    pub fn value_of(&self, v: Var) -> f64 {
+        self.primal[v.0]
     }
 
     /// By how much the objective rises if a row's bound rises by one.
@@ -88,8 +90,6 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct Solution {
     values: Vec<f64>,
-    /// Objective that no solution of the model is below.
-    pub bound: f64,
     /// Relative distance to that bound.
     pub gap: f64,
 }
@@ -139,74 +139,35 @@ impl Model {
     }
 
     /// `Σ terms ≥ bound`.
-    pub fn at_least(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
+    pub fn at_least(&mut self, terms: Vec<(Var, f64)>, bound: f64) -> Row {
         self.rows.push(Inequality {
             terms,
             at_least: true,
             equal: false,
             bound,
         });
+        Row(self.rows.len() - 1)
     }
 
     /// `Σ terms = bound`.
-    pub fn equal(&mut self, terms: Vec<(Var, f64)>, bound: f64) {
+    pub fn equal(&mut self, terms: Vec<(Var, f64)>, bound: f64) -> Row {
         self.rows.push(Inequality {
             terms,
             at_least: false,
             equal: true,
             bound,
         });
+        Row(self.rows.len() - 1)
     }
 
-    /// Adds to a column's cost.
-    pub fn add_cost(&mut self, v: Var, cost: f64) {
-        self.columns[v.0].cost += cost;
+    /// Adds a term to a row, for a column that came after it.
+    pub fn extend(&mut self, r: Row, v: Var, factor: f64) {
+        self.rows[r.0].terms.push((v, factor));
     }
 
-    /// Minimises the relaxation. `None` if even that has no solution.
-    ///
-    /// # Errors
-    /// [`PlanError::Solver`] if HiGHS fails on the model.
-    pub fn relax(&self) -> Result<Option<Relaxed>, PlanError> {
-        let failed = |what: &dyn std::fmt::Debug| PlanError::Solver {
-            status: format!("{what:?}"),
-        };
-        let mut problem = highs::RowProblem::default();
-        let columns: Vec<highs::Col> = (self.columns.iter())
-            .map(|c| problem.add_column(c.cost, c.lo..=c.hi))
-            .collect();
-        for row in &self.rows {
-            let terms: Vec<(highs::Col, f64)> =
-                row.terms.iter().map(|&(v, f)| (columns[v.0], f)).collect();
-            let lo = if row.at_least || row.equal {
-                row.bound
-            } else {
-                f64::NEG_INFINITY
-            };
-            let hi = if row.at_least {
-                f64::INFINITY
-            } else {
-                row.bound
-            };
-            problem.add_row(lo..=hi, terms);
-        }
-        let mut model = problem
-            .try_optimise(highs::Sense::Minimise)
-            .map_err(|e| failed(&e))?;
-        model.make_quiet();
-        for (key, value) in [("threads", 1), ("random_seed", 0)] {
-            model.try_set_option(key, value).map_err(|e| failed(&e))?;
-        }
-        let solved = model.try_solve().map_err(|e| failed(&e))?;
-        match solved.status() {
-            HighsModelStatus::Optimal => Ok(Some(Relaxed {
-                value: solved.objective_value(),
-                reduced: solved.get_solution().dual_columns().to_vec(),
-                duals: solved.get_solution().dual_rows().to_vec(),
-            })),
-            HighsModelStatus::Infeasible | HighsModelStatus::UnboundedOrInfeasible => Ok(None),
-            other => Err(failed(&other)),
-        }
+    /// Gives a column other bounds.
+    pub fn restrict(&mut self, v: Var, lo: f64, hi: f64) {
+        (self.columns[v.0].lo, self.columns[v.0].hi) = (lo, hi);
     }
 
     /// Minimises.
@@ -249,9 +210,6 @@ impl Model {
         }
         // Options set through good_lp would be lost here: they belong to its
         // own solve, which reports neither bound nor gap.
-        let failed = |what: &dyn std::fmt::Debug| PlanError::Solver {
-            status: format!("{what:?}"),
-        };
         let mut model = problem.try_into_inner().map_err(|e| failed(&e))?;
         model.make_quiet();
         for (key, value) in [
@@ -279,9 +237,6 @@ impl Model {
                 Ok(Outcome::Found(Solution {
                     values: solved.get_solution().columns().to_vec(),
                     gap: solved.mip_gap(),
-                    bound: solved
-                        .double_info_value(c"mip_dual_bound")
-                        .map_err(|e| failed(&e))?,
                 }))
             }
             HighsModelStatus::ReachedTimeLimit
@@ -290,6 +245,107 @@ impl Model {
             | HighsModelStatus::ReachedInterrupt => Ok(Outcome::GaveUp),
             other => Err(failed(&other)),
         }
+    }
+}
+
+fn failed(what: &dyn std::fmt::Debug) -> PlanError {
+    PlanError::Solver {
+        status: format!("{what:?}"),
+    }
+}
+
+/// The relaxation of a [`Model`] that grows: solved again from where it stood.
+pub struct Relaxation {
+    /// Taken out while it is solved.
+    highs: Option<highs::Model>,
+    columns: Vec<highs::Col>,
+    bounds: Vec<(f64, f64)>,
+    rows: Vec<highs::Row>,
+    /// Terms of each row that are known.
+    terms: Vec<usize>,
+}
+
+impl Relaxation {
+    /// Of a model without columns yet.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`] if HiGHS fails.
+    pub fn new() -> Result<Relaxation, PlanError> {
+        let mut highs = highs::RowProblem::default()
+            .try_optimise(highs::Sense::Minimise)
+            .map_err(|e| failed(&e))?;
+        highs.make_quiet();
+        for (key, value) in [("threads", 1), ("random_seed", 0)] {
+            highs.try_set_option(key, value).map_err(|e| failed(&e))?;
+        }
+        Ok(Relaxation {
+            highs: Some(highs),
+            columns: Vec::new(),
+            bounds: Vec::new(),
+            rows: Vec::new(),
+            terms: Vec::new(),
+        })
+    }
+
+    /// Minimises the model with every binary allowed any value between 0 and 1.
+    /// `None` if even that has no solution. Since the last call the model may
+    /// have got columns and rows, old rows terms of new columns, and old columns
+    /// other bounds.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`] if HiGHS fails on the model.
+    pub fn solve(&mut self, model: &Model) -> Result<Option<Relaxed>, PlanError> {
+        let Some(mut highs) = self.highs.take() else {
+            return Err(failed(&"an earlier failure"));
+        };
+        let mut news: Vec<Vec<(highs::Row, f64)>> =
+            vec![Vec::new(); model.columns.len() - self.columns.len()];
+        let old = self.columns.len();
+        for (row, known) in self.terms.iter_mut().enumerate() {
+            for &(v, factor) in &model.rows[row].terms[*known..] {
+                news[v.0 - old].push((self.rows[row], factor));
+            }
+            *known = model.rows[row].terms.len();
+        }
+        let changed = (self.bounds.iter_mut().zip(&model.columns)).zip(&self.columns);
+        for ((bounds, c), &column) in changed.filter(|((b, c), _)| **b != (c.lo, c.hi)) {
+            *bounds = (c.lo, c.hi);
+            highs.change_column_bounds(column, c.lo..=c.hi);
+        }
+        for (c, terms) in model.columns[old..].iter().zip(news) {
+            let column = highs.try_add_column(c.cost, c.lo..=c.hi, terms);
+            self.columns.push(column.map_err(|e| failed(&e))?);
+            self.bounds.push((c.lo, c.hi));
+        }
+        for row in &model.rows[self.rows.len()..] {
+            let terms = (row.terms.iter()).map(|&(v, f)| (self.columns[v.0], f));
+            let lo = if row.at_least || row.equal {
+                row.bound
+            } else {
+                f64::NEG_INFINITY
+            };
+            let hi = if row.at_least {
+                f64::INFINITY
+            } else {
+                row.bound
+            };
+            let added = highs.try_add_row(lo..=hi, terms);
+            self.rows.push(added.map_err(|e| failed(&e))?);
+            self.terms.push(row.terms.len());
+        }
+        let solved = highs.try_solve().map_err(|e| failed(&e))?;
+        let answer = match solved.status() {
+            HighsModelStatus::Optimal => Some(Relaxed {
+                value: solved.objective_value(),
+                work: solved.simplex_iteration_count().max(0) as u64 * self.rows.len() as u64,
+                primal: solved.get_solution().columns().to_vec(),
+                duals: solved.get_solution().dual_rows().to_vec(),
+            }),
+            HighsModelStatus::Infeasible | HighsModelStatus::UnboundedOrInfeasible => None,
+            other => return Err(failed(&other)),
+        };
+        self.highs = Some(solved.into());
+        Ok(answer)
     }
 }
 

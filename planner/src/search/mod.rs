@@ -19,7 +19,7 @@ mod paths;
 mod prices;
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 pub use prices::Prices;
@@ -27,6 +27,7 @@ pub use prices::Prices;
 use crate::candidates::Candidate;
 use crate::place::{Problem, fixed_bytes};
 use crate::program::NodeIx;
+use crate::segment::is_costly;
 use crate::strategy::Strategy;
 
 /// Rounds of price changes.
@@ -91,6 +92,8 @@ pub struct Space<'a> {
     held: Vec<f64>,
     host_bytes: f64,
     is_paged: bool,
+    /// Whether each candidate reads only maps that are dear to compute again.
+    is_frugal: Vec<bool>,
 }
 
 /// How good a path is: less is better, the first entry first.
@@ -199,6 +202,12 @@ impl<'a> Space<'a> {
                 .collect(),
             host_bytes: p.host_bytes as f64,
             is_paged: p.strategy == Strategy::Paging,
+            is_frugal: (p.candidates.iter())
+                .map(|c| {
+                    let mut reads = c.touches.iter().filter(|t| t.reads);
+                    reads.all(|t| is_costly(program, t.node))
+                })
+                .collect(),
         }
     }
 
@@ -213,7 +222,7 @@ impl<'a> Space<'a> {
         }
         let cap = device_bytes as f64;
         let free = Prices::flat(self.held.len(), 0.0);
-        let mut path = self.cheapest(&free, None)?;
+        let path = self.cheapest(&free, None)?;
         let mut best = self.judge(&path, &free, cap);
         let keeps_all = best.homes.values().all(|(_, host)| !host);
         if best.score.fits() && keeps_all {
@@ -231,10 +240,11 @@ impl<'a> Space<'a> {
             better(&mut best, self.judge(&least, &dear, cap));
         }
         let rounds = if device_bytes == 0 { 0 } else { ROUNDS };
-        for first in [0.02, 1.0] {
+        for (first, frugal) in [(0.02, false), (1.0, false), (1.0, true)] {
             let mut prices = Prices::flat(self.held.len(), first * scale);
+            let mut path = best.path.clone();
             for _ in 0..rounds {
-                path = self.cheapest(&prices, Some(&path))?;
+                path = self.cheapest_of(&prices, Some(&path), frugal)?;
                 let uses = self.uses(&path);
                 let kept = self.priced_homes(&uses, &prices);
                 let (device, host) = self.loads(&path, &uses, &kept);
@@ -253,6 +263,23 @@ impl<'a> Space<'a> {
         let cheap = Prices::flat(self.held.len(), 0.3 * scale);
         let dear = Prices::flat(self.held.len(), 30.0 * scale);
         Some(self.descend(best, cap, [&cheap, &dear]))
+    }
+
+    /// Candidates that are likely to matter: those of `found` and of the cheapest
+    /// paths at some prices.
+    pub fn starters(&self, found: &Found, device_bytes: u64) -> BTreeSet<usize> {
+        let mut starters: BTreeSet<usize> = found.path.iter().copied().collect();
+        let cap = device_bytes.max(1) as f64;
+        let scale = found.score.secs.max(1e-9) / cap / self.held.len() as f64;
+        for dear in [0.0, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0] {
+            let prices = Prices::flat(self.held.len(), dear * scale);
+            starters.extend(
+                self.cheapest(&prices, Some(&found.path))
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        starters
     }
 
     /// Seconds that no placement undercuts, whatever the caps.

@@ -10,12 +10,30 @@ impl Space<'_> {
     /// The path that is cheapest at the given prices, as far as re-planning one
     /// level after the other finds it.
     pub(super) fn cheapest(&self, prices: &Prices, start: Option<&[usize]>) -> Option<Vec<usize>> {
+        self.cheapest_of(prices, start, false)
+    }
+
+    /// The same; if `frugal`, of candidates that read only maps that are dear to
+    /// compute again, which leave fewer bytes to be stored.
+    pub(super) fn cheapest_of(
+        &self,
+        prices: &Prices,
+        start: Option<&[usize]>,
+        frugal: bool,
+    ) -> Option<Vec<usize>> {
         let mut path: Vec<usize> = start.map(<[usize]>::to_vec).unwrap_or_default();
         for _ in 0..PASSES {
             let before = path.clone();
             for level in (0..self.levels.len()).rev() {
                 let uses = self.uses_beside(&path, level);
-                let costs = self.level_costs(level, prices, &uses);
+                let mut costs = self.level_costs(level, prices, &uses);
+                if frugal {
+                    for (cost, &c) in costs.iter_mut().zip(&self.of_level[level]) {
+                        if !self.is_frugal[c] {
+                            *cost = f64::INFINITY;
+                        }
+                    }
+                }
                 let way = self.shortest(level, &costs)?;
                 path = self.spliced(&path, level, &way);
             }

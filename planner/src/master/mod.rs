@@ -1,0 +1,191 @@
+//! The placement as one integer program: its bound, and what it can improve.
+//!
+//! `x[c]` says that candidate `c` runs; the chosen ones form a path through the
+//! segments. A stored map `t` has `D[t,u]` and `H[t,u]`, indexed only at its
+//! uses `u`: it is on the device until then, and its copy on the host is needed
+//! until then; both fall in `u`. `r[c,t] ≤ x[c]` says that `c` finds `t` on the
+//! device; otherwise it keeps a window of `t`, and a read copies from the host.
+//! Candidates that cover one segment exclude each other, so rows are summed
+//! over them, which makes the relaxation tight:
+//!
+//! - residency: `Σ_c r[c,t] ≤ D[t,u]`; supply: `Σ_c (x[c] − r[c,t]) ≤ H[t,u]`
+//!   over the candidates that cover `u` and touch `t`: what is there until a
+//!   later use is there until this one;
+//! - device memory, per segment: `Σ size·D + Σ scratch·x − Σ credit·r ≤ M`;
+//!   exactly one candidate covers a segment, so no big-M;
+//! - host memory, per segment: `Σ size·H ≤ host`.
+//!
+//! Where only one home is allowed `r` is `x` or 0 and needs no column.
+//!
+//! **Columns come as needed.** Rows exist for all candidates from the start,
+//! columns only for those that matter: the relaxation is solved over a few, its
+//! duals price all others (`columns`), and those on cheap paths come in, until
+//! no path costs less. At any time the value less what the best path would save
+//! bounds every placement of all candidates.
+//!
+//! **Branches.** What the relaxation mixes is split where memory makes it mix
+//! (`branch`): a segment runs with less scratch than now on average, or with
+//! more; a map stays on the device until a use, or not. The lowest bound of all
+//! parts is the bound of the whole; what each part mixes is where a better
+//! placement is looked for.
+
+mod branch;
+mod columns;
+mod rows;
+
+use crate::error::PlanError;
+use crate::place::Problem;
+use crate::search::Prices;
+use crate::solve::{Relaxation, Relaxed};
+
+use branch::Branch;
+use rows::Master;
+
+/// How often columns may be added to one relaxation.
+const ROUNDS: usize = 40;
+/// Most columns that one round adds.
+const ROUND_COLUMNS: usize = 400;
+/// A bound is good enough this close to what the relaxation would reach.
+const TIGHT: f64 = 1e-3;
+
+/// A part of the work that is worth a better bound than asked for.
+const CHEAP: u64 = 8;
+
+/// How hard to try.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Stop within this relative distance.
+    pub gap: f64,
+    /// Stop splitting after this many simplex iterations times rows, so that it
+    /// is a function of the problem.
+    pub work: u64,
+}
+
+/// A part of the problem: some decisions made.
+struct Part {
+    decisions: Vec<Branch>,
+    /// No placement in it costs less, in units of the objective.
+    bound: f64,
+}
+
+/// A relaxation, settled.
+struct Settled {
+    relaxed: Relaxed,
+    bound: f64,
+}
+
+/// Bounds the seconds of every placement within `device_bytes`, starting with
+/// the candidates `first`. `look` is shown what memory is worth and a path near
+/// what each relaxation mixes, and answers with the fewest seconds known.
+///
+/// # Errors
+/// [`PlanError::Solver`] if the solver fails.
+pub fn bound(
+    problem: &Problem<'_>,
+    device_bytes: u64,
+    first: impl IntoIterator<Item = usize>,
+    effort: Effort,
+    mut look: impl FnMut(&Prices, &[usize]) -> f64,
+) -> Result<f64, PlanError> {
+    let mut solver = Solver {
+        master: Master::new(problem, device_bytes),
+        lp: Relaxation::new()?,
+        work: 0,
+    };
+    for c in first {
+        solver.master.add(c);
+    }
+    let tick = solver.master.tick;
+    let mut parts = vec![Part {
+        decisions: Vec::new(),
+        bound: 0.0,
+    }];
+    // What is left aside is not below this.
+    let mut aside = f64::INFINITY;
+    let mut known = f64::INFINITY;
+    loop {
+        let lowest = (0..parts.len()).min_by(|&a, &b| parts[a].bound.total_cmp(&parts[b].bound));
+        let Some(lowest) = lowest else { break };
+        let lowest_bound = parts[lowest].bound.min(aside);
+        // Where it costs little, go beyond what was asked for.
+        let gap = if solver.work < effort.work / CHEAP {
+            effort.gap / 2.0
+        } else {
+            effort.gap
+        };
+        let is_first = known.is_infinite();
+        if !is_first && (solver.work >= effort.work || lowest_bound >= known * (1.0 - gap)) {
+            aside = aside.min(parts[lowest].bound);
+            break;
+        }
+        let part = parts.swap_remove(lowest);
+        solver.master.decide(&part.decisions);
+        let Some(settled) = solver.settle(known, if is_first { u64::MAX } else { effort.work })?
+        else {
+            continue;
+        };
+        let bound = settled.bound.max(part.bound);
+        if bound >= known * (1.0 - gap) {
+            aside = aside.min(bound);
+            continue;
+        }
+        let prices = solver.master.prices(&settled.relaxed);
+        known = look(&prices, &solver.master.mixed(&settled.relaxed)) / tick;
+        match solver.master.branch(&settled.relaxed) {
+            Some(branches) => parts.extend(branches.into_iter().map(|b| Part {
+                decisions: part.decisions.iter().cloned().chain([b]).collect(),
+                bound,
+            })),
+            None => aside = aside.min(bound),
+        }
+    }
+    Ok(aside.min(known) * tick)
+}
+
+struct Solver<'a> {
+    master: Master<'a>,
+    lp: Relaxation,
+    /// Done so far.
+    work: u64,
+}
+
+impl Solver<'_> {
+    /// Solves the relaxation under the decisions made, adding the columns that
+    /// it lacks while `most_work` is not passed. `None` if there is no placement,
+    /// or none below `known`.
+    fn settle(&mut self, known: f64, most_work: u64) -> Result<Option<Settled>, PlanError> {
+        let mut bound = f64::NEG_INFINITY;
+        for round in 0.. {
+            let Some(relaxed) = self.lp.solve(&self.master.model)? else {
+                return Ok(None);
+            };
+            self.work += relaxed.work;
+            let detours = self.master.detours(&relaxed);
+            let least = detours.iter().copied().fold(0.0, f64::min);
+            bound = f64::max(bound, relaxed.value + least);
+            if bound >= known {
+                return Ok(None);
+            }
+            let is_tight = relaxed.value - bound <= TIGHT * relaxed.value.abs();
+            let is_over = round == ROUNDS || self.work >= most_work;
+            if is_tight || is_over || self.enter(&detours) == 0 {
+                let is_lost = Master::is_lost(&relaxed);
+                return Ok((!is_lost).then_some(Settled { relaxed, bound }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds the columns on the cheapest paths; tells how many.
+    fn enter(&mut self, detours: &[f64]) -> usize {
+        let mut cheap: Vec<usize> = (0..detours.len())
+            .filter(|&c| detours[c] < -1e-7 && !self.master.has(c))
+            .collect();
+        cheap.sort_by(|&a, &b| detours[a].total_cmp(&detours[b]).then(a.cmp(&b)));
+        cheap.truncate(ROUND_COLUMNS);
+        for &c in &cheap {
+            self.master.add(c);
+        }
+        cheap.len()
+    }
+}

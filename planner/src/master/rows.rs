@@ -1,0 +1,245 @@
+//! The rows of the integer program, and the columns of stored maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::place::{Problem, fixed_bytes};
+use crate::program::NodeIx;
+use crate::search::Prices;
+use crate::solve::{Model, Relaxed, Row, Var};
+
+/// One use of a stored map.
+pub struct Use {
+    /// Segment in which stages that use it end.
+    pub segment: usize,
+    /// Whether it is on the device until then.
+    pub device: Var,
+    /// `Σ r ≤ D`: who finds it on the device.
+    pub residency: Row,
+    /// `Σ (x − r) ≤ H`: who reads it from the host.
+    pub supply: Row,
+}
+
+/// A map that some candidate reads, or that is an output.
+pub struct MapRows {
+    /// Bytes.
+    pub bytes: f64,
+    /// Segment that makes it.
+    pub made: usize,
+    /// Whether it may be stored on the device.
+    pub on_device: bool,
+    /// Whether it may be stored on the host.
+    pub on_host: bool,
+    /// Uses by segment.
+    pub uses: Vec<Use>,
+}
+
+impl MapRows {
+    /// The uses in the segments `from..to`.
+    pub fn used_in(&self, from: usize, to: usize) -> &[Use] {
+        let before = |segment: usize| self.uses.partition_point(|u| u.segment < segment);
+        &self.uses[before(from)..before(to)]
+    }
+}
+
+/// The integer program, with the columns that it has so far.
+pub struct Master<'a> {
+    /// What it is about.
+    pub p: &'a Problem<'a>,
+    /// The program.
+    pub model: Model,
+    /// Bytes per unit of device memory rows.
+    pub unit: f64,
+    /// Seconds per unit of the objective.
+    pub tick: f64,
+    /// Flow of the path into each segment.
+    pub flow: Vec<Row>,
+    /// Device memory per segment.
+    pub device: Vec<Row>,
+    host: Vec<Option<Row>>,
+    /// Stored maps.
+    pub maps: BTreeMap<NodeIx, MapRows>,
+    /// Columns of candidates.
+    pub(super) runs: Vec<Option<Var>>,
+    /// Candidates that may run: the others' columns are kept at 0.
+    pub(super) may_run: Vec<bool>,
+}
+
+/// What a path that is no path costs, in units of the objective: it makes every
+/// relaxation solvable.
+const NO_PATH: f64 = 1e6;
+/// Least price of a byte throughout, as a share of the step's seconds per byte of
+/// the cap.
+const NEARLY_FREE: f64 = 0.01;
+/// Host memory rows count in hundredths of the host cap.
+const HOST_UNITS: f64 = 100.0;
+
+impl<'a> Master<'a> {
+    /// The rows of a problem with a device cap, no candidate in it yet.
+    pub fn new(p: &'a Problem<'a>, device_bytes: u64) -> Master<'a> {
+        let n = p.segments.pieces.len();
+        let mut least = vec![f64::INFINITY; n];
+        for c in p.candidates {
+            for b in &mut least[c.from..c.to] {
+                *b = b.min(c.secs / (c.to - c.from) as f64);
+            }
+        }
+        let secs: f64 = least.into_iter().filter(|b| b.is_finite()).sum();
+        let mut master = Master {
+            p,
+            model: Model::default(),
+            unit: (device_bytes as f64 / 1000.0).max(1.0),
+            tick: (secs / 1000.0).max(1e-12),
+            flow: Vec::new(),
+            device: Vec::new(),
+            host: Vec::new(),
+            maps: BTreeMap::new(),
+            runs: vec![None; p.candidates.len()],
+            may_run: vec![true; p.candidates.len()],
+        };
+        for k in 0..n {
+            let source = if k == 0 { 1.0 } else { 0.0 };
+            let row = master.model.equal(Vec::new(), source);
+            master.flow.push(row);
+        }
+        if let Some(&first) = master.flow.first() {
+            let escape = master.model.real(0.0, f64::INFINITY, NO_PATH);
+            master.model.extend(first, escape, 1.0);
+        }
+        let homes = master.store();
+        master.memory(device_bytes, &homes);
+        master
+    }
+
+    /// Use segments of every map that some candidate reads, or that is an output.
+    fn uses(&self) -> BTreeMap<NodeIx, BTreeSet<usize>> {
+        let mut uses: BTreeMap<NodeIx, BTreeSet<usize>> = BTreeMap::new();
+        for c in self.p.candidates {
+            for t in c.touches.iter().filter(|t| t.reads) {
+                uses.entry(t.node).or_default().insert(c.to - 1);
+            }
+        }
+        let end = self.p.segments.pieces.len().saturating_sub(1);
+        for &o in &self.p.program.outputs {
+            if self.p.program.node(o).ty.is_map() && self.p.segments.of[o.ix()].is_some() {
+                uses.entry(o).or_default().insert(end);
+            }
+        }
+        for c in self.p.candidates {
+            for t in c.touches.iter().filter(|t| !t.reads) {
+                if let Some(uses) = uses.get_mut(&t.node) {
+                    uses.insert(c.to - 1);
+                }
+            }
+        }
+        uses
+    }
+
+    /// Columns of every stored map, and the rows that tie them to who uses it.
+    fn store(&mut self) -> BTreeMap<NodeIx, Vec<(usize, Var, Var)>> {
+        let mut homes = BTreeMap::new();
+        for (t, uses) in self.uses() {
+            let bytes = self.p.program.node(t).ty.bytes();
+            let d2h_secs = bytes as f64 / self.p.machine.d2h_bytes_per_sec;
+            let on_device = self.p.strategy.may_keep_on_device();
+            let on_host = self.p.strategy.may_offload() && bytes <= self.p.host_bytes;
+            let most = |allowed: bool| if allowed { 1.0 } else { 0.0 };
+            let vars: Vec<(usize, Var, Var)> = (uses.into_iter().enumerate())
+                .map(|(i, u)| {
+                    let cost = if i == 0 { d2h_secs / self.tick } else { 0.0 };
+                    let d = self.model.real(0.0, most(on_device), 0.0);
+                    let h = self.model.real(0.0, most(on_host), cost);
+                    (u, d, h)
+                })
+                .collect();
+            for pair in vars.windows(2) {
+                for (early, late) in [(pair[0].1, pair[1].1), (pair[0].2, pair[1].2)] {
+                    self.model.at_least(vec![(early, 1.0), (late, -1.0)], 0.0);
+                }
+            }
+            if let (true, Some(last)) = (self.p.program.outputs.contains(&t), vars.last()) {
+                self.model.at_least(vec![(last.1, 1.0), (last.2, 1.0)], 1.0);
+            }
+            let uses = (vars.iter())
+                .map(|&(segment, d, h)| Use {
+                    segment,
+                    device: d,
+                    residency: self.model.at_most(vec![(d, -1.0)], 0.0),
+                    supply: self.model.at_most(vec![(h, -1.0)], 0.0),
+                })
+                .collect();
+            let made = self.p.segments.of[t.ix()].unwrap_or(0);
+            self.maps.insert(
+                t,
+                MapRows {
+                    bytes: bytes as f64,
+                    made,
+                    on_device,
+                    on_host,
+                    uses,
+                },
+            );
+            homes.insert(t, vars);
+        }
+        homes
+    }
+
+    /// Device and host rows, one per segment.
+    fn memory(&mut self, device_bytes: u64, homes: &BTreeMap<NodeIx, Vec<(usize, Var, Var)>>) {
+        let fixed = fixed_bytes(self.p);
+        let cap = device_bytes as f64 / self.unit;
+        for k in 0..self.p.segments.pieces.len() {
+            let (mut device, mut host) = (Vec::new(), Vec::new());
+            for (t, vars) in homes {
+                let map = &self.maps[t];
+                let at = vars.partition_point(|(segment, ..)| *segment < k);
+                if let Some(&(_, d, h)) = vars.get(at).filter(|_| k >= map.made) {
+                    device.push((d, map.bytes / self.unit));
+                    host.push((h, map.bytes));
+                }
+            }
+            let held = fixed[self.p.segments.pieces[k].level as usize] as f64 / self.unit;
+            let row = self.model.at_most(device, cap - held);
+            self.device.push(row);
+            let total: f64 = host.iter().map(|(_, size)| size).sum();
+            let row = (total > self.p.host_bytes as f64).then(|| {
+                let cap = self.p.host_bytes.max(1) as f64;
+                let share = |(v, size): (Var, f64)| (v, size / cap * HOST_UNITS);
+                let most = if self.p.host_bytes == 0 {
+                    0.0
+                } else {
+                    HOST_UNITS
+                };
+                self.model
+                    .at_most(host.into_iter().map(share).collect(), most)
+            });
+            self.host.push(row);
+        }
+    }
+
+    /// Whether a relaxation found no path at all.
+    pub fn is_lost(relaxed: &Relaxed) -> bool {
+        relaxed.value >= NO_PATH / 2.0
+    }
+
+    /// Price of each device row, in units of the objective.
+    pub fn device_worth(&self, relaxed: &Relaxed) -> Vec<f64> {
+        let worth = self.device.iter().map(|&r| (-relaxed.dual(r)).max(0.0));
+        worth.collect()
+    }
+
+    /// What memory is worth.
+    pub fn prices(&self, relaxed: &Relaxed) -> Prices {
+        let price = |row: Row, unit: f64| (-relaxed.dual(row) * self.tick / unit).max(0.0);
+        let host_unit = self.p.host_bytes.max(1) as f64 / HOST_UNITS;
+        // Of two ways that take equally long the smaller one: what is free in the
+        // relaxation is not where its mix is made whole.
+        let whole = relaxed.value * self.tick / (1000.0 * self.unit);
+        let floor = NEARLY_FREE * whole / self.device.len().max(1) as f64;
+        let device = (self.device.iter()).map(|&r| price(r, self.unit).max(floor));
+        let host = self
+            .host
+            .iter()
+            .map(|r| r.map_or(0.0, |r| price(r, host_unit)));
+        Prices::new(device.collect(), host.collect())
+    }
+}
