@@ -7,21 +7,59 @@
 //! once per node, for every tile of the plan: the tape stays as it was written,
 //! and the executor decides nothing.
 
+use std::collections::BTreeSet;
+
 use sstep_autodiff::{ConvAlgo, ConvAttrs, DType, Op, Ty};
 
 use crate::machine::Machine;
-use crate::program::Program;
+use crate::program::{NodeIx, Program};
 
-/// Chooses the algorithm of every convolution. Tells whether any is not direct.
-pub fn choose_algorithms(program: &mut Program, machine: &Machine) -> bool {
+/// Programs equal to this one in which ever fewer convolutions use another
+/// algorithm than the direct one: all that win by it; those whose maps are small,
+/// where reading a little more is cheap, and all weight gradients, which nothing
+/// reads tile by tile; those gradients alone. Programs without any are left out.
+pub fn with_algorithms(program: &Program, machine: &Machine) -> Vec<Program> {
+    let points = |n: NodeIx| {
+        let maps = program.node(n).inputs.iter().map(|i| program.node(*i).ty);
+        let points = maps
+            .filter(|ty| ty.is_map())
+            .map(|ty| ty.shape.spatial().iter().product());
+        points.max().unwrap_or(0)
+    };
+    let largest: usize = program.indices().map(points).max().unwrap_or(0);
+    let is_sum = |n: NodeIx| matches!(program.node(n).op, Op::ConvWeightGrad(_));
+    let is_small = |n: NodeIx| points(n) * SMALL <= largest;
+    let choices: [&dyn Fn(NodeIx) -> bool; 3] = [&|_| true, &|n| is_sum(n) || is_small(n), &is_sum];
+    let mut seen = BTreeSet::new();
+    let mut out = Vec::new();
+    for may in choices {
+        let mut chosen = program.clone();
+        let changed = choose_algorithms(&mut chosen, machine, may);
+        if !changed.is_empty() && seen.insert(changed) {
+            out.push(chosen);
+        }
+    }
+    out
+}
+
+/// A map with this many times fewer positions than the largest is small.
+const SMALL: usize = 200;
+
+/// Chooses the algorithm of every convolution that `may` have another than the
+/// direct one. Tells which have.
+fn choose_algorithms(
+    program: &mut Program,
+    machine: &Machine,
+    may: &dyn Fn(NodeIx) -> bool,
+) -> Vec<NodeIx> {
+    let mut changed = Vec::new();
     let Some(fewest) = machine.winograd_channels else {
-        return false;
+        return changed;
     };
     if program.dtype != DType::F32 {
-        return false;
+        return changed;
     }
-    let mut any = false;
-    for n in program.indices() {
+    for n in program.indices().filter(|n| may(*n)) {
         let node = program.node(n);
         let (mut op, out) = (node.op, node.ty);
         let of = |i: usize| node.inputs.get(i).map(|&input| program.node(input).ty);
@@ -36,10 +74,10 @@ pub fn choose_algorithms(program: &mut Program, machine: &Machine) -> bool {
         if wins(attrs, n_spatial, channels, fewest) {
             attrs.algo = ConvAlgo::Winograd;
             program.nodes[n.ix()].op = op;
-            any = true;
+            changed.push(n);
         }
     }
-    any
+    changed
 }
 
 fn channels(ty: Ty) -> usize {
@@ -58,7 +96,7 @@ mod tests {
     use sstep_autodiff::Tape;
 
     use super::*;
-    use crate::program::{NodeIx, StepSpec};
+    use crate::program::StepSpec;
 
     const NET: &str = "tape v1 f32\nx = input [1, 32, 40, 40]\nw = param [64, 32, 3, 3]\n\
                        a = conv(x, w) pad=1\nv = param [64, 64, 3, 3]\n\
@@ -72,7 +110,7 @@ mod tests {
             ..StepSpec::default()
         };
         let mut program = Program::new(&tape, &spec).expect("a program");
-        let any = choose_algorithms(&mut program, machine);
+        let any = !choose_algorithms(&mut program, machine, &|_| true).is_empty();
         let of = |n: NodeIx| match program.node(n).op {
             Op::Conv(a) => Some(a.algo),
             _ => None,

@@ -100,7 +100,6 @@ pub fn candidates(
         }
     }
     let of = |&(from, to): &(usize, usize)| {
-        let targets = targets(program, segments, storable, from, to);
         let grids = if segments.may_tile(from, to) {
             grids
         } else {
@@ -108,30 +107,32 @@ pub fn candidates(
         };
         let mut seen = BTreeSet::new();
         let mut out = Vec::new();
-        for (name, frontier) in &frontiers {
-            let before =
-                |n: NodeIx| frontier.contains(&n) && segments.of[n.ix()].is_some_and(|s| s < from);
+        for frontier in &frontiers {
+            let targets = targets(program, segments, &frontier.stores, from, to);
+            let before = |n: NodeIx| {
+                frontier.stops.contains(&n) && segments.of[n.ix()].is_some_and(|s| s < from)
+            };
             let body = Body::close(program, &targets, before);
             if !seen.is_empty() && body.items.len() > MAX_BODY {
                 continue;
             }
             let supplied: BTreeSet<NodeIx> =
                 body.supplies().filter(|&n| !program.is_source(n)).collect();
-            if !seen.insert(supplied.clone()) {
+            if !seen.insert((supplied.clone(), targets.clone())) {
                 continue;
             }
             let shell = Candidate {
                 from,
                 to,
-                targets: targets.clone(),
+                targets,
                 supplied,
                 grid: Vec::new(),
                 secs: 0.0,
                 scratch_bytes: 0,
                 touches: Vec::new(),
-                frontier: name,
+                frontier: frontier.name,
             };
-            if targets.is_empty() {
+            if shell.targets.is_empty() {
                 out.push(shell);
             } else {
                 out.extend(grid_candidates(program, machine, &body, &shell, grids));

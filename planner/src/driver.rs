@@ -32,6 +32,9 @@ const SHRINKS: [f64; 4] = [0.85, 0.96, 0.99, 1.0];
 /// A placement near another is taken if it is slower by less than this factor.
 const NEAR: f64 = 1.001;
 
+/// Steps of each factor.
+const SHRINK_STEPS: usize = 24;
+
 /// Where candidates come from.
 type Source = (Strategy, Fineness, Grids);
 
@@ -47,8 +50,6 @@ struct Made {
     found: Found,
     source: Source,
     workspace_bytes: u64,
-    /// Device bytes that the placement was asked for.
-    aim_bytes: u64,
 }
 
 impl Made {
@@ -94,11 +95,54 @@ impl<'a> Planner<'a> {
     /// [`PlanError::Infeasible`], [`PlanError::HostTooSmall`] and
     /// [`PlanError::Solver`].
     pub fn plan(&self) -> Result<Plan, PlanError> {
+        match self.quickly()? {
+            Some(plan) => Ok(plan),
+            None => {
+                let made = self.tight(self.budget.device_bytes)?;
+                self.finish(made, None)
+            }
+        }
+    }
+
+    /// The same without a search for the smallest plan: `None` if what is quick
+    /// finds nothing that fits.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`].
+    pub fn quickly(&self) -> Result<Option<Plan>, PlanError> {
         let cap = self.budget.device_bytes;
-        let mut made = match self.quick(self.strategy, cap, f64::INFINITY) {
-            Some(made) => made,
-            None => self.tight(cap)?,
+        let (made, bound_secs) = if self.strategy == Strategy::Optimal {
+            self.optimal()?
+        } else {
+            (self.quick(self.strategy, cap, f64::INFINITY), None)
         };
+        made.map(|made| self.finish(made, bound_secs)).transpose()
+    }
+
+    /// The best of the large space that only the best strategy searches, and what
+    /// bounds it, unless that space has too little memory whatever is chosen.
+    fn optimal(&self) -> Result<(Option<Made>, Option<f64>), PlanError> {
+        let cap = self.budget.device_bytes;
+        let source = (Strategy::Optimal, Fineness::Nested, Grids::Ladder);
+        let workspace_bytes = self.workspace_bytes(cap);
+        let pool = self.pool(source);
+        let problem = self.problem(source, &pool, workspace_bytes);
+        let space = Space::new(&problem);
+        let Some(found) = space.search(cap, None) else {
+            return Ok((None, None));
+        };
+        let proof = prove(&problem, &space, &found, (cap, cap), true)?;
+        let found = proof.better.unwrap_or(found);
+        if !found.score.fits() {
+            return Ok((None, None));
+        }
+        let packed = self.packed(source, cap, &problem, &space, found, f64::INFINITY);
+        Ok((packed, Some(proof.bound_secs)))
+    }
+
+    /// The plan of what was made, or of what a rival makes better, with its gap.
+    fn finish(&self, mut made: Made, bound_secs: Option<f64>) -> Result<Plan, PlanError> {
+        let cap = self.budget.device_bytes;
         if self.strategy == Strategy::Optimal {
             // In order, whatever the number of threads.
             let rivals: Vec<Option<Made>> = (Strategy::ALL.par_iter())
@@ -111,7 +155,18 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        let mut plan = self.proven(made)?;
+        let bound_secs = match bound_secs {
+            Some(secs) => secs,
+            None => {
+                let pool = self.pool(made.source);
+                let problem = self.problem(made.source, &pool, made.workspace_bytes);
+                let space = Space::new(&problem);
+                prove(&problem, &space, &made.found, (cap, cap), false)?.bound_secs
+            }
+        };
+        let secs = made.found.score.secs;
+        let mut plan = made.plan;
+        plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
         plan.budget = self.budget;
         plan.strategy = self.strategy;
         Ok(plan)
@@ -135,8 +190,11 @@ impl<'a> Planner<'a> {
                 let peak = least.peak_bytes();
                 ((peak as f64 * less) as u64).min(peak - 1)
             };
-            while let Some(made) = self.quick(self.strategy, aim(&least), f64::INFINITY) {
-                least = made;
+            for _ in 0..SHRINK_STEPS {
+                match self.quick(self.strategy, aim(&least), f64::INFINITY) {
+                    Some(made) => least = made,
+                    None => break,
+                }
             }
         }
         if least.peak_bytes() > cap {
@@ -230,47 +288,52 @@ impl<'a> Planner<'a> {
         let pool = self.pool(source);
         let problem = self.problem(source, &pool, workspace_bytes);
         let space = Space::new(&problem);
+        let goal = Goal::Seconds { device_bytes: cap };
+        match place(&space, goal, None) {
+            Placed::Found(found) => self.packed(source, cap, &problem, &space, found, below),
+            Placed::TooLarge | Placed::Impossible => None,
+        }
+    }
+
+    /// The plan of a placement; if packing needs more than the cap, of another one
+    /// for as much less.
+    fn packed(
+        &self,
+        source: Source,
+        cap: u64,
+        problem: &Problem<'_>,
+        space: &Space<'_>,
+        mut found: Found,
+        below: f64,
+    ) -> Option<Made> {
         let mut aim_bytes = cap;
-        let mut before: Option<Found> = None;
         for _ in 0..REPACKS {
-            // What packing lacks is little: near what was found is often enough.
-            let near = before.as_ref().and_then(|b| space.near(&b.path, aim_bytes));
-            let is_close = |f: &Found| {
-                let was = before.as_ref().map_or(0.0, |b| b.score.secs);
-                f.score.secs <= was * NEAR
-            };
-            let found = match near.filter(is_close) {
-                Some(found) => found,
-                None => {
-                    let goal = Goal::Seconds {
-                        device_bytes: aim_bytes,
-                    };
-                    match place(&space, goal, before.as_ref()) {
-                        Placed::Found(found) => found,
-                        Placed::TooLarge | Placed::Impossible => return None,
-                    }
-                }
-            };
             if found.score.secs >= below {
                 return None;
             }
-            let plan = self.schedule(&problem, &found);
+            let plan = self.schedule(problem, &found);
             let peak = plan.predicted.peak_bytes;
             if peak <= cap {
                 return Some(Made {
                     plan,
                     found,
                     source,
-                    workspace_bytes,
-                    aim_bytes,
+                    workspace_bytes: problem.workspace_bytes,
                 });
             }
-            let short = (peak - cap).max(cap / 200);
-            if short >= aim_bytes {
-                return None;
-            }
-            aim_bytes -= short;
-            before = Some(found);
+            aim_bytes = aim_bytes.checked_sub((peak - cap).max(cap / 200))?;
+            // What packing lacks is little: near what was found is often enough.
+            let near = space.near(&found.path, aim_bytes);
+            found = match near.filter(|n| n.score.secs <= found.score.secs * NEAR) {
+                Some(near) => near,
+                None => {
+                    let device_bytes = aim_bytes;
+                    match place(space, Goal::Seconds { device_bytes }, Some(&found)) {
+                        Placed::Found(found) => found,
+                        Placed::TooLarge | Placed::Impossible => return None,
+                    }
+                }
+            };
         }
         None
     }
@@ -283,7 +346,6 @@ impl<'a> Planner<'a> {
             Placed::Found(found) => {
                 let plan = self.schedule(&problem, &found);
                 Ok(Made {
-                    aim_bytes: plan.predicted.peak_bytes,
                     plan,
                     found,
                     source,
@@ -308,58 +370,6 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(least)
-    }
-
-    /// The plan, with its gap, or a better one that came up on the way.
-    fn proven(&self, made: Made) -> Result<Plan, PlanError> {
-        let mut plan = made.plan;
-        let cap = self.budget.device_bytes;
-        let pool = self.pool(made.source);
-        let problem = self.problem(made.source, &pool, made.workspace_bytes);
-        let space = Space::new(&problem);
-        if made.found.is_least {
-            plan.gap = 0.0;
-        } else {
-            let caps = (cap, made.aim_bytes);
-            // The others are what `optimal` has compared itself with.
-            let improve = self.strategy == Strategy::Optimal;
-            let (gap, better) = prove(&problem, &space, &made.found, caps, improve)?;
-            plan.gap = gap;
-            if let Some(found) = better {
-                let bound_secs = found.score.secs * (1.0 - gap);
-                let secs = match self.packed(&space, &problem, found, made.aim_bytes) {
-                    Some((other, secs)) if other.predicted.secs < plan.predicted.secs => {
-                        plan = other;
-                        secs
-                    }
-                    _ => made.found.score.secs,
-                };
-                plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
-            }
-        }
-        Ok(plan)
-    }
-
-    /// The plan of a placement and its seconds in the model, with a lower aim if
-    /// packing needs more than the cap.
-    fn packed(
-        &self,
-        space: &Space<'_>,
-        problem: &Problem<'_>,
-        mut found: Found,
-        mut aim_bytes: u64,
-    ) -> Option<(Plan, f64)> {
-        let cap = self.budget.device_bytes;
-        for _ in 0..REPACKS {
-            let plan = self.schedule(problem, &found);
-            let peak = plan.predicted.peak_bytes;
-            if peak <= cap {
-                return Some((plan, found.score.secs));
-            }
-            aim_bytes = aim_bytes.checked_sub((peak - cap).max(cap / 100))?;
-            found = space.near(&found.path, aim_bytes)?;
-        }
-        None
     }
 
     fn pool(&self, source: Source) -> Arc<Pool> {

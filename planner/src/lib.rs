@@ -64,7 +64,7 @@ pub use strategy::Strategy;
 pub use sweep::{AxisGrid, AxisPolicy};
 pub use verify::{Violation, verify};
 
-use algorithms::choose_algorithms;
+use algorithms::with_algorithms;
 use driver::Planner;
 
 /// Plans one training step of `tape` under `budget`.
@@ -85,25 +85,16 @@ pub fn plan(
     }
     let program = Program::new(tape, spec)?;
     let (program, _) = rewrite::rewrite(&program, machine)?;
-    let mut chosen = program.clone();
-    if choose_algorithms(&mut chosen, machine) {
-        match plan_program(&chosen, machine, budget, strategy) {
-            // Whole tiles of Winograd's algorithm read a little more than direct sums.
-            Err(PlanError::Infeasible { .. }) => {}
-            planned => return planned,
+    // Whole tiles of Winograd's algorithm read a little more than direct sums, so
+    // where memory is short fewer convolutions use it.
+    for chosen in with_algorithms(&program, machine) {
+        let planner = Planner::new(&chosen, machine, budget, strategy);
+        if let Some(plan) = planner.quickly()? {
+            verify(&plan)?;
+            return Ok(plan);
         }
     }
-    plan_program(&program, machine, budget, strategy)
-}
-
-/// Plans a program as it is.
-fn plan_program(
-    program: &Program,
-    machine: &Machine,
-    budget: Budget,
-    strategy: Strategy,
-) -> Result<Plan, PlanError> {
-    let plan = Planner::new(program, machine, budget, strategy).plan()?;
+    let plan = Planner::new(&program, machine, budget, strategy).plan()?;
     verify(&plan)?;
     Ok(plan)
 }

@@ -86,9 +86,19 @@ pub fn place(space: &Space<'_>, goal: Goal, start: Option<&Found>) -> Placed {
     }
 }
 
-/// Relative distance of `found` to the least seconds that any placement of the
-/// problem's candidates within `cap_bytes` can take, and, if asked to `improve`,
-/// a better one within `aim_bytes` if there is one.
+/// What the integer program knows of a placement.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    /// No placement of the problem's candidates within the cap takes fewer
+    /// seconds; infinite if there is none.
+    pub bound_secs: f64,
+    /// A better placement than the one asked about.
+    pub better: Option<Found>,
+}
+
+/// Bounds the seconds of every placement within `cap_bytes` and, if asked to
+/// `improve`, looks for one within `aim_bytes` that is better than `found`, which
+/// need not fit.
 ///
 /// # Errors
 /// [`PlanError::Solver`] if the solver fails.
@@ -98,32 +108,37 @@ pub fn prove(
     found: &Found,
     (cap_bytes, aim_bytes): (u64, u64),
     improve: bool,
-) -> Result<(f64, Option<Found>), PlanError> {
+) -> Result<Proof, PlanError> {
     if found.is_least {
-        return Ok((0.0, None));
+        return Ok(Proof {
+            bound_secs: found.score.secs,
+            better: None,
+        });
     }
-    let gap = |secs: f64, bound: f64| ((secs - bound) / secs.max(1e-12)).max(0.0);
-    let mut known = found.score.secs;
-    let mut best: Option<Found> = None;
+    let mut better: Option<Found> = None;
     let effort = if improve { THOROUGH } else { ONCE };
     // What memory is worth, the relaxation knows best; near what it mixes is
     // often something that is whole.
     let look = |prices: &Prices, mixed: &[usize]| {
-        let near = best.as_ref().map_or(&found.path, |b| &b.path).clone();
-        for start in [near.as_slice(), mixed] {
-            if improve {
+        if improve {
+            let near = better.as_ref().unwrap_or(found).path.clone();
+            for start in [near.as_slice(), mixed] {
                 let other = space.refine(start, prices, aim_bytes);
-                if other.score.fits() && other.score.secs < known {
-                    known = other.score.secs;
-                    best = Some(other);
+                if other.is_better(better.as_ref().unwrap_or(found)) {
+                    better = Some(other);
                 }
             }
         }
-        known
+        let best = better.as_ref().unwrap_or(found);
+        if best.score.fits() {
+            best.score.secs
+        } else {
+            f64::INFINITY
+        }
     };
     let first = space.starters(found, cap_bytes);
     let bound_secs = master::bound(problem, cap_bytes, first, effort, look)?;
-    Ok((gap(known, bound_secs), best))
+    Ok(Proof { bound_secs, better })
 }
 
 /// The chosen path, with only what somebody really reads stored.

@@ -86,7 +86,7 @@ pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Finenes
     let mut of = vec![None; program.nodes.len()];
     let mut may_tile = Vec::new();
     for (level, nodes) in levels.into_iter().enumerate() {
-        let coarse = || {
+        let coarse = |storable: &BTreeSet<NodeIx>| {
             if nodes.len() < LONG_LEVEL {
                 Vec::new()
             } else {
@@ -96,10 +96,11 @@ pub fn segment(program: &Program, storable: &BTreeSet<NodeIx>, fineness: Finenes
         let fine = || narrow_cuts(program, storable, &nodes, FINE_PIECES);
         let mut tiled_cuts = None;
         let cuts = match fineness {
-            Fineness::Coarse => coarse(),
+            Fineness::Coarse => coarse(storable),
             Fineness::Fine => fine(),
             Fineness::Nested => {
-                let cuts = tiled_cuts.insert(coarse());
+                let costly = storable.iter().copied().filter(|&n| is_costly(program, n));
+                let cuts = tiled_cuts.insert(coarse(&costly.collect()));
                 let both: BTreeSet<usize> = cuts.iter().copied().chain(fine()).collect();
                 both.into_iter().collect()
             }
@@ -238,12 +239,24 @@ pub fn is_costly(program: &Program, n: NodeIx) -> bool {
     }
 }
 
+/// Where recomputation stops, and what is stored by who recomputes so.
+#[derive(Clone, Debug)]
+pub struct Frontier {
+    /// As `explain` says it.
+    pub name: &'static str,
+    /// Maps that are read if they are there.
+    pub stops: BTreeSet<NodeIx>,
+    /// Maps that are stored for later stages. A tile loop that stores a map
+    /// computes it in tiles of its own, halo or not, so fewer are better.
+    pub stores: BTreeSet<NodeIx>,
+}
+
 /// Frontiers from the finest to the coarsest; equal ones left out.
 pub fn frontiers(
     program: &Program,
     storable: &BTreeSet<NodeIx>,
     strategy: Strategy,
-) -> Vec<(&'static str, BTreeSet<NodeIx>)> {
+) -> Vec<Frontier> {
     let forward = forward_nodes(program);
     let keep = |what: &dyn Fn(NodeIx) -> bool| -> BTreeSet<NodeIx> {
         storable.iter().copied().filter(|&n| what(n)).collect()
@@ -260,15 +273,20 @@ pub fn frontiers(
             .any(|points| points != node.ty.shape.spatial().iter().product::<usize>())
     };
     let costly = |n: NodeIx| is_costly(program, n) || program.outputs.contains(&n);
+    let of = |(name, stops): (&'static str, BTreeSet<NodeIx>)| Frontier {
+        name,
+        stops,
+        stores: storable.clone(),
+    };
     let all = ("every map", storable.clone());
     match strategy {
         Strategy::StoreAll
         | Strategy::Checkpoint
         | Strategy::RecomputeAll
         | Strategy::OffloadAll
-        | Strategy::Paging => return vec![all],
+        | Strategy::Paging => return vec![of(all)],
         Strategy::TileCheckpoint => {
-            return vec![("no forward map", keep(&|n| !forward[n.ix()]))];
+            return vec![of(("no forward map", keep(&|n| !forward[n.ix()])))];
         }
         Strategy::Optimal | Strategy::Streaming | Strategy::RematIlp | Strategy::RematPageIlp => {}
     }
@@ -293,6 +311,12 @@ pub fn frontiers(
     ];
     let mut seen = BTreeSet::new();
     out.retain(|(_, set)| seen.insert(set.clone()));
+    let mut out: Vec<Frontier> = out.into_iter().map(of).collect();
+    if strategy == Strategy::Optimal {
+        for frontier in &mut out[1..] {
+            frontier.stores.retain(|&n| costly(n));
+        }
+    }
     out
 }
 

@@ -72,6 +72,9 @@ impl Master<'_> {
             let Some(map) = self.maps.get(&t.node) else {
                 continue;
             };
+            if let (false, Some(stored)) = (t.reads, map.stored) {
+                terms.extend(stored.map(|row| (row, -1.0)));
+            }
             let uses = map.used_in(c.from, c.to);
             let supply = |factor: f64| uses.iter().map(move |u| (u.supply, factor));
             let residency = uses.iter().map(|u| (u.residency, 1.0));

@@ -51,6 +51,9 @@ const TIGHT: f64 = 1e-3;
 /// A part of the work that is worth a better bound than asked for.
 const CHEAP: u64 = 8;
 
+/// What one relaxation counts at least, so that there are not too many.
+const LEAST_WORK: u64 = 10_000_000;
+
 /// How hard to try.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
@@ -103,6 +106,7 @@ pub fn bound(
     // What is left aside is not below this.
     let mut aside = f64::INFINITY;
     let mut known = f64::INFINITY;
+    let mut is_first = true;
     loop {
         let lowest = (0..parts.len()).min_by(|&a, &b| parts[a].bound.total_cmp(&parts[b].bound));
         let Some(lowest) = lowest else { break };
@@ -113,15 +117,15 @@ pub fn bound(
         } else {
             effort.gap
         };
-        let is_first = known.is_infinite();
         if !is_first && (solver.work >= effort.work || lowest_bound >= known * (1.0 - gap)) {
             aside = aside.min(parts[lowest].bound);
             break;
         }
+        let most_work = if is_first { u64::MAX } else { effort.work };
+        is_first = false;
         let part = parts.swap_remove(lowest);
         solver.master.decide(&part.decisions);
-        let Some(settled) = solver.settle(known, if is_first { u64::MAX } else { effort.work })?
-        else {
+        let Some(settled) = solver.settle(known, most_work)? else {
             continue;
         };
         let bound = settled.bound.max(part.bound);
@@ -159,7 +163,7 @@ impl Solver<'_> {
             let Some(relaxed) = self.lp.solve(&self.master.model)? else {
                 return Ok(None);
             };
-            self.work += relaxed.work;
+            self.work += relaxed.work + LEAST_WORK;
             let detours = self.master.detours(&relaxed);
             let least = detours.iter().copied().fold(0.0, f64::min);
             bound = f64::max(bound, relaxed.value + least);

@@ -31,6 +31,8 @@ pub struct MapRows {
     pub on_host: bool,
     /// Uses by segment.
     pub uses: Vec<Use>,
+    /// `D ≤ Σ x` and `H ≤ Σ x` over who stores it, where not all who compute it do.
+    pub stored: Option<[Row; 2]>,
 }
 
 impl MapRows {
@@ -168,6 +170,11 @@ impl<'a> Master<'a> {
                 })
                 .collect();
             let made = self.p.segments.of[t.ix()].unwrap_or(0);
+            let mut makers = (self.p.candidates.iter()).filter(|c| (c.from..c.to).contains(&made));
+            let is_sure = makers.all(|c| c.targets.contains(&t));
+            let first = vars.first().filter(|_| !is_sure);
+            let stored =
+                first.map(|&(_, d, h)| [d, h].map(|v| self.model.at_most(vec![(v, 1.0)], 0.0)));
             self.maps.insert(
                 t,
                 MapRows {
@@ -176,6 +183,7 @@ impl<'a> Master<'a> {
                     on_device,
                     on_host,
                     uses,
+                    stored,
                 },
             );
             homes.insert(t, vars);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Found, Maker, Prices, Score, Space, Use, Uses};
+use super::{FORBIDDEN_SECS, Found, Maker, Prices, Score, Space, Use, Uses};
 
 impl Space<'_> {
     pub(super) fn uses(&self, path: &[usize]) -> Uses {
@@ -23,17 +23,22 @@ impl Space<'_> {
                     from: m.made,
                     to: m.made + 1,
                     credit: 0.0,
+                    stores: true,
                 })
                 .collect(),
         };
         for &c in path {
             let (from, to) = (self.candidates[c].from, self.candidates[c].to);
+            for &m in &self.unstored[c] {
+                uses.maker[m].stores = false;
+            }
             for a in &self.accesses[c] {
                 if !a.reads {
                     uses.maker[a.map] = Maker {
                         from,
                         to,
                         credit: a.credit,
+                        stores: true,
                     };
                 } else if counts(c) {
                     uses.of[a.map].push(Use {
@@ -102,11 +107,11 @@ impl Space<'_> {
                 best = (kept, cost);
             }
         }
-        if best.1.is_finite() {
+        if best.1.is_finite() && maker.stores {
             best
         } else {
             // Neither home is allowed: a reader had better compute it.
-            (uses.len(), 1e15)
+            (uses.len(), FORBIDDEN_SECS)
         }
     }
 
@@ -224,7 +229,10 @@ impl Space<'_> {
         let over = |used: &f64| (used - cap).max(0.0) / cap.max(1.0);
         let device_over: f64 = device.iter().map(|d| over(d).powi(8)).sum();
         let forbidden = (0..self.maps.len())
-            .filter(|&m| !self.home_secs(m, &uses.of[m], kept[m]).is_finite())
+            .filter(|&m| {
+                let is_made = uses.of[m].is_empty() || uses.maker[m].stores;
+                !is_made || !self.home_secs(m, &uses.of[m], kept[m]).is_finite()
+            })
             .map(|m| self.maps[m].bytes);
         let host_over = host
             .iter()

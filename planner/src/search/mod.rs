@@ -30,6 +30,10 @@ use crate::program::NodeIx;
 use crate::segment::is_costly;
 use crate::strategy::Strategy;
 
+/// Factors on the relaxation's prices.
+const DEARER: [f64; 5] = [1.0, 1.1, 1.3, 1.7, 3.0];
+/// What it costs to read what is nowhere: more than anything at any price.
+const FORBIDDEN_SECS: f64 = 1e30;
 /// Rounds of price changes.
 const ROUNDS: usize = 36;
 /// Passes over all levels at fixed prices.
@@ -77,12 +81,16 @@ struct Maker {
     from: usize,
     to: usize,
     credit: f64,
+    /// Whether it stores the map; who reads it had better not otherwise.
+    stores: bool,
 }
 
 /// Everything about a problem that judging paths needs.
 pub struct Space<'a> {
     candidates: &'a [Candidate],
     accesses: Vec<Vec<Access>>,
+    /// Maps that each candidate computes but does not store.
+    unstored: Vec<Vec<usize>>,
     maps: Vec<StoredMap>,
     /// Segments of each level.
     levels: Vec<Range<usize>>,
@@ -92,7 +100,8 @@ pub struct Space<'a> {
     held: Vec<f64>,
     host_bytes: f64,
     is_paged: bool,
-    /// Whether each candidate reads only maps that are dear to compute again.
+    /// Whether each candidate covers whole coarse pieces and reads only maps that
+    /// are dear to compute again: where memory is short the best are among these.
     is_frugal: Vec<bool>,
 }
 
@@ -132,6 +141,13 @@ pub struct Found {
     pub score: Score,
     /// Whether no placement at all takes fewer seconds, whatever the caps.
     pub is_least: bool,
+}
+
+impl Found {
+    /// Whether it is better than another: caps first, then seconds.
+    pub fn is_better(&self, other: &Found) -> bool {
+        self.score.order(&other.score) == Ordering::Less
+    }
 }
 
 /// Uses of every map on a path.
@@ -175,6 +191,17 @@ impl<'a> Space<'a> {
             accesses.push(list.collect());
         }
         let pieces = &p.segments.pieces;
+        let mut made_in: Vec<Vec<usize>> = vec![Vec::new(); pieces.len()];
+        for (m, map) in maps.iter().enumerate() {
+            made_in[map.made].push(m);
+        }
+        let unstored = (p.candidates.iter().zip(&accesses))
+            .map(|(c, accesses): (&Candidate, &Vec<Access>)| {
+                let stores = |m: &usize| accesses.iter().any(|a| !a.reads && a.map == *m);
+                let made = made_in[c.from..c.to].iter().flatten();
+                made.copied().filter(|m| !stores(m)).collect()
+            })
+            .collect();
         let mut levels: Vec<Range<usize>> = Vec::new();
         for k in 0..pieces.len() {
             match levels.last_mut() {
@@ -194,6 +221,7 @@ impl<'a> Space<'a> {
         Space {
             candidates: p.candidates,
             accesses,
+            unstored,
             maps,
             levels,
             of_level,
@@ -205,7 +233,7 @@ impl<'a> Space<'a> {
             is_frugal: (p.candidates.iter())
                 .map(|c| {
                     let mut reads = c.touches.iter().filter(|t| t.reads);
-                    reads.all(|t| is_costly(program, t.node))
+                    p.segments.may_tile(c.from, c.to) && reads.all(|t| is_costly(program, t.node))
                 })
                 .collect(),
         }
@@ -242,7 +270,9 @@ impl<'a> Space<'a> {
         let rounds = if device_bytes == 0 { 0 } else { ROUNDS };
         for (first, frugal) in [(0.02, false), (1.0, false), (1.0, true)] {
             let mut prices = Prices::flat(self.held.len(), first * scale);
-            let mut path = best.path.clone();
+            let Some(mut path) = self.cheapest_of(&free, None, frugal) else {
+                continue;
+            };
             for _ in 0..rounds {
                 path = self.cheapest_of(&prices, Some(&path), frugal)?;
                 let uses = self.uses(&path);
@@ -293,9 +323,16 @@ impl<'a> Space<'a> {
     pub fn refine(&self, path: &[usize], prices: &Prices, device_bytes: u64) -> Found {
         let cap = device_bytes as f64;
         let mut best = self.judge(path, prices, cap);
-        for start in [None, Some(path)] {
-            if let Some(priced) = self.cheapest(prices, start) {
-                better(&mut best, self.judge(&priced, prices, cap));
+        // At its own prices the relaxation mixes a path that fits with one that
+        // does not; a little dearer, the one that fits is cheapest.
+        for frugal in [false, true] {
+            let mut near = (!frugal).then(|| path.to_vec());
+            for dearer in DEARER {
+                let dear = prices.times(dearer);
+                if let Some(priced) = self.cheapest_of(&dear, near.as_deref(), frugal) {
+                    better(&mut best, self.judge(&priced, &dear, cap));
+                    near = Some(priced);
+                }
             }
         }
         let half = prices.device.iter().map(|p| p * 0.5).collect();
@@ -370,7 +407,7 @@ impl<'a> Space<'a> {
 
 /// Replaces `best` by `found` if that is better.
 fn better(best: &mut Found, found: Found) {
-    if found.score.order(&best.score) == Ordering::Less {
+    if found.is_better(best) {
         *best = found;
     }
 }

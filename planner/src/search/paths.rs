@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{PASSES, Prices, Space, Use, Uses};
+use super::{FORBIDDEN_SECS, PASSES, Prices, Space, Use, Uses};
 
 impl Space<'_> {
     /// The path that is cheapest at the given prices, as far as re-planning one
@@ -66,6 +66,9 @@ impl Space<'_> {
                 let (from, to) = (candidate.from, candidate.to);
                 let mut cost =
                     candidate.secs + candidate.scratch_bytes as f64 * prices.over(from, to);
+                if self.unstored[c].iter().any(|&m| !uses.of[m].is_empty()) {
+                    cost += FORBIDDEN_SECS;
+                }
                 for a in self.accesses[c].iter().filter(|a| a.reads) {
                     let others = &uses.of[a.map];
                     let maker = uses.maker[a.map];

@@ -30,6 +30,12 @@ impl Prices {
         }
     }
 
+    /// All prices times a factor.
+    pub(super) fn times(&self, factor: f64) -> Prices {
+        let times = |prices: &[f64]| prices.iter().map(|p| p * factor).collect();
+        Prices::new(times(&self.device), times(&self.host))
+    }
+
     /// The same price everywhere on the device, none on the host.
     pub(super) fn flat(n: usize, device: f64) -> Prices {
         Prices::new(vec![device; n], vec![0.0; n])
