@@ -13,6 +13,7 @@ mod extract;
 mod layers;
 mod pack;
 mod planning;
+mod profile;
 mod step;
 mod strategies;
 mod table;

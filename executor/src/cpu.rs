@@ -9,9 +9,7 @@
 //! kernel reads and writes different buffers of one allocation. That they do
 //! not overlap while live is what the plan's verifier has checked.
 
-use std::alloc::{Layout as Memory, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
-
+use memmap2::MmapMut;
 use rayon::prelude::*;
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
 use sstep_kernels::{Box4, In, Job, Layout, Out, Real, State, UpdateRule, cpu, optim};
@@ -20,45 +18,46 @@ use crate::backend::{Backend, Launch, Partial, Place};
 use crate::error::ExecError;
 use crate::source::{SourceError, TileSource};
 
-/// Alignment of the arena in bytes: a huge page, so that one can back it.
-const ARENA_ALIGN: usize = 2 << 20;
-
 /// Elements from which on a copy is split over threads.
 const PARALLEL_COPY: usize = 1 << 16;
 
 /// The CPU's arena.
 pub struct Cpu {
-    base: NonNull<u8>,
-    memory: Memory,
+    /// Touched through raw views only.
+    memory: MmapMut,
+    bytes: usize,
 }
 
-// SAFETY: the arena is plain memory, owned by this value alone.
-unsafe impl Send for Cpu {}
-
 impl Cpu {
-    /// Allocates an arena of exactly `bytes`.
+    /// Maps an arena of exactly `bytes`.
     ///
     /// # Errors
     /// [`ExecError::Arena`] if that much cannot be had.
     pub fn new(bytes: u64) -> Result<Self, ExecError> {
         let failed = || ExecError::Arena { bytes };
-        let size = usize::try_from(bytes).map_err(|_| failed())?.max(64);
-        let align = if size >= ARENA_ALIGN { ARENA_ALIGN } else { 64 };
-        let memory = Memory::from_size_align(size, align).map_err(|_| failed())?;
-        // SAFETY: the size is not zero.
-        let base = NonNull::new(unsafe { alloc_zeroed(memory) }).ok_or_else(failed)?;
-        Ok(Cpu { base, memory })
+        let size = usize::try_from(bytes).map_err(|_| failed())?;
+        // A mapping of nothing is refused.
+        let memory = MmapMut::map_anon(size.max(1)).map_err(|_| failed())?;
+        // Channels of a large map lie megabytes apart, so that a kernel walks
+        // over more small pages than a processor keeps translations of. That a
+        // system has no huge pages costs time and nothing else.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        Ok(Cpu {
+            memory,
+            bytes: size,
+        })
     }
 
     fn at<U>(&self, offset: u64, len: usize) -> *mut U {
         let end = offset as usize + len * std::mem::size_of::<U>();
-        assert!(end <= self.memory.size(), "a buffer lies within the arena");
+        assert!(end <= self.bytes, "a buffer lies within the arena");
         assert!(
             (offset as usize).is_multiple_of(std::mem::align_of::<U>()),
             "buffers are aligned"
         );
         // SAFETY: in bounds as just checked.
-        unsafe { self.base.as_ptr().add(offset as usize).cast() }
+        unsafe { self.memory.as_ptr().add(offset as usize).cast_mut().cast() }
     }
 
     fn input<'a, T: Real>(&self, place: &Place) -> In<'a, T> {
@@ -102,13 +101,6 @@ impl Cpu {
             seed: launch.seed,
             plain: false,
         })
-    }
-}
-
-impl Drop for Cpu {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this very layout.
-        unsafe { dealloc(self.base.as_ptr(), self.memory) }
     }
 }
 

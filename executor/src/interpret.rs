@@ -40,6 +40,44 @@ pub struct Measured {
     pub secs: f64,
 }
 
+/// What some instructions took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// How often they ran.
+    pub calls: u64,
+    /// Positions they computed, of all channels each; bytes of a copy.
+    pub amount: u64,
+    /// Seconds in all.
+    pub secs: f64,
+}
+
+impl Spent {
+    fn add(&mut self, amount: u64, since: Instant) {
+        self.calls += 1;
+        self.amount += amount;
+        self.secs += since.elapsed().as_secs_f64();
+    }
+}
+
+/// Where a step's time went.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile {
+    /// Kernels by the node that they compute, in the program's order.
+    pub nodes: Vec<Spent>,
+    /// Regions read from sources.
+    pub source: Spent,
+    /// Regions copied from the host.
+    pub upload: Spent,
+    /// Regions copied to the host.
+    pub download: Spent,
+    /// Regions copied from windows to whole maps.
+    pub store: Spent,
+    /// Rows that windows kept.
+    pub slide: Spent,
+    /// Parameter updates; the amount is in elements.
+    pub update: Spent,
+}
+
 /// How far a step is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
@@ -76,6 +114,7 @@ pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
     pub how: &'a StepHow,
     pub host: &'a mut HostPool<T>,
     pub measured: Measured,
+    pub profile: Profile,
     /// What each item's window holds, in the running stage.
     present: Vec<Region>,
     /// Position of each node in the running stage.
@@ -102,6 +141,10 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             how,
             host,
             measured: Measured::default(),
+            profile: Profile {
+                nodes: vec![Spent::default(); plan.program.nodes.len()],
+                ..Profile::default()
+            },
             present: Vec::new(),
             item_of: vec![ABSENT; plan.program.nodes.len()],
             stage: None,
@@ -194,7 +237,60 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         })
     }
 
+    /// Runs one instruction and notes what it took.
     fn step(&mut self, instr: Instr) -> Result<(), ExecError> {
+        let started = Instant::now();
+        self.carry_out(instr)?;
+        let program = &self.plan.program;
+        let bytes = |at: At, region: &Region| {
+            let ty = program.node(self.node(at)).ty;
+            region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64
+        };
+        match instr {
+            Instr::Begin { at } | Instr::Finish { at } => {
+                // Part of the reduction, but no call of its own.
+                let node = self.node(at).ix();
+                self.profile.nodes[node].secs += started.elapsed().as_secs_f64();
+            }
+            Instr::Compute { at, region, .. } | Instr::Accumulate { at, region } => {
+                let node = self.node(at).ix();
+                self.profile.nodes[node].add(region.points(), started);
+            }
+            Instr::Flat { at } => {
+                let node = self.node(at).ix();
+                self.profile.nodes[node].add(1, started);
+            }
+            Instr::Slide { at, keep } => {
+                let amount = bytes(at, &keep);
+                self.profile.slide.add(amount, started);
+            }
+            Instr::Fetch { at, region, .. } => {
+                let amount = bytes(at, &region);
+                let spent = match self.item(at).role {
+                    ItemRole::Supply(Home::Source) => &mut self.profile.source,
+                    _ => &mut self.profile.upload,
+                };
+                spent.add(amount, started);
+            }
+            Instr::Store { at, region, home } => {
+                let amount = bytes(at, &region);
+                let spent = match home {
+                    Home::Host(_) => &mut self.profile.download,
+                    Home::Device(_) | Home::Source => &mut self.profile.store,
+                };
+                spent.add(amount, started);
+            }
+            Instr::Update { update } => {
+                let param = program.updates[update as usize].param;
+                let elems = program.node(param).ty.shape.elems() as u64;
+                self.profile.update.add(elems, started);
+            }
+            Instr::Release { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, instr: Instr) -> Result<(), ExecError> {
         match instr {
             Instr::Begin { at } => {
                 let (node, partial) = self.partial(at)?;
