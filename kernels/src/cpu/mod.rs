@@ -18,6 +18,7 @@ mod peak;
 mod pool;
 mod random;
 mod reduce;
+mod stream;
 mod structure;
 mod upsample;
 

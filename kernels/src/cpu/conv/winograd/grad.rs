@@ -83,8 +83,7 @@ pub(in super::super) fn weight_grad(
     let grid = Grid::around(region);
     let macs = grid.n_vectors() * LANES * POINTS * g.kernel[0] * ins * outs;
     let wanted = tasks::n_workers(usize::MAX, macs);
-    let share = tasks::share(scratch.len(), wanted);
-    let Some((sizes, n_tasks)) = cut(g.kernel[0], ins, outs, wanted, share) else {
+    let Some((sizes, n_tasks, workers)) = cut(g.kernel[0], ins, outs, wanted, scratch.len()) else {
         return false;
     };
     // Nothing beyond the exact halo: it may not be there.
@@ -107,7 +106,7 @@ pub(in super::super) fn weight_grad(
     let n_ins = ins.div_ceil(sizes.ins);
     let n_outs = outs.div_ceil(sizes.out_lanes * LANES);
     let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-    tasks::run(n_tasks, wanted.min(n_tasks), scratch, |index, scratch| {
+    tasks::run(n_tasks, workers, scratch, |index, scratch| {
         let (index, c) = (index / n_ins, index % n_ins * sizes.ins);
         let (t, k) = (index / n_outs, index % n_outs * sizes.out_lanes * LANES);
         let task = Task {
@@ -129,14 +128,16 @@ pub(in super::super) fn weight_grad(
     true
 }
 
-/// The cheapest cut into tasks that fit `share` floats, and how many they are.
+/// The cheapest cut into tasks, how many they are, and by how many threads at
+/// once they fit `scratch` floats; nothing if not even one does. A weight's sum is
+/// the same in any cut.
 fn cut(
     depth: usize,
     ins: usize,
     outs: usize,
     workers: usize,
-    share: usize,
-) -> Option<(Sizes, usize)> {
+    scratch: usize,
+) -> Option<(Sizes, usize, usize)> {
     let sizes = CHANNELS
         .iter()
         .flat_map(|&c| CHANNELS.iter().map(move |&k| (c, k)));
@@ -145,16 +146,16 @@ fn cut(
             ins: c.min(ins),
             out_lanes: k.min(outs).div_ceil(LANES),
         };
-        (sizes.floats() <= share).then(|| {
-            let (c, k) = (sizes.ins, sizes.out_lanes * LANES);
-            let n_tasks = depth * ins.div_ceil(c) * outs.div_ceil(k);
-            // Per vector of tiles, in cycles: products, and both transforms.
-            let cost = POINTS * c * k + 400 * c + 300 * k;
-            (n_tasks.div_ceil(workers) * cost, n_tasks, sizes)
-        })
+        let (c, k) = (sizes.ins, sizes.out_lanes * LANES);
+        let n_tasks = depth * ins.div_ceil(c) * outs.div_ceil(k);
+        let room = scratch / tasks::whole_lines(sizes.floats());
+        let workers = workers.min(n_tasks).min(room);
+        // Per vector of tiles, in cycles: products, and both transforms.
+        let cost = POINTS * c * k + 400 * c + 300 * k;
+        (workers > 0).then(|| (n_tasks.div_ceil(workers) * cost, n_tasks, workers, sizes))
     });
     let best = fitting.min_by_key(|&(cost, ..)| cost)?;
-    Some((best.2, best.1))
+    Some((best.3, best.1, best.2))
 }
 
 struct Layer<'a> {
