@@ -22,6 +22,7 @@ mod structure;
 mod upsample;
 
 pub use peak::peak_flops_per_sec;
+pub(crate) use random::threshold as dropout_threshold;
 
 use sstep_autodiff::{ConvAttrs, NormAttrs, NormKind, Op, ReductionState, Ty};
 
