@@ -55,7 +55,8 @@ pub use sstep_autodiff::{
 };
 pub use sstep_executor::source;
 pub use sstep_executor::{
-    ExecError, Executor, Feed, Feeds, Measured, Progress, StepHow, Tensor, reference,
+    Device, DeviceError, DeviceInfo, ExecError, Executor, Feed, Feeds, Measured, Progress, StepHow,
+    Tensor, devices, reference,
 };
 pub use sstep_planner::{
     Budget, ByteSize, CapPoint, Comparison, Machine, Plan, PlanError, Program, StepSpec, Strategy,

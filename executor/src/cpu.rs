@@ -18,7 +18,7 @@ use sstep_kernels::{Box4, In, Job, Layout, Out, Real, State, UpdateRule, cpu, op
 
 use crate::backend::{Backend, Launch, Partial, Place};
 use crate::error::ExecError;
-use crate::source::{SourceError, TileSource};
+use crate::source::TileSource;
 
 /// Alignment of the arena in bytes: a huge page, so that one can back it.
 const ARENA_ALIGN: usize = 2 << 20;
@@ -113,33 +113,48 @@ impl Drop for Cpu {
 }
 
 impl<T: Real> Backend<T> for Cpu {
-    fn compute(&mut self, launch: &Launch<'_>, out: &Place) {
+    fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
         let workspace = self.workspace(launch);
         let mut out = self.output::<T>(out);
         self.with_job(launch, |job| cpu::run(job, &mut out, workspace));
+        Ok(())
     }
 
-    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) {
+    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) -> Result<(), ExecError> {
         cpu::begin::<T>(op, &mut self.state(partial), out);
+        Ok(())
     }
 
-    fn accumulate(&mut self, launch: &Launch<'_>, partial: &Partial, out: &Ty) {
+    fn accumulate(
+        &mut self,
+        launch: &Launch<'_>,
+        partial: &Partial,
+        out: &Ty,
+    ) -> Result<(), ExecError> {
         let workspace = self.workspace(launch);
         let mut state = self.state::<T>(partial);
         self.with_job(launch, |job| {
             cpu::accumulate(job, &mut state, out, workspace)
         });
+        Ok(())
     }
 
-    fn finish(&mut self, op: &Op, inputs: &[Ty], partial: &Partial, out: &Place) {
+    fn finish(
+        &mut self,
+        op: &Op,
+        inputs: &[Ty],
+        partial: &Partial,
+        out: &Place,
+    ) -> Result<(), ExecError> {
         debug_assert!(
             matches!(partial, Partial::InPlace(_))
                 == (op.reduction_state(&out.layout.ty::<T>()) == ReductionState::InPlace)
         );
         cpu::finish::<T>(op, inputs, &mut self.state(partial), &mut self.output(out));
+        Ok(())
     }
 
-    fn slide(&mut self, from: &Place, to: &Place, keep: &Region) {
+    fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError> {
         let keep = Box4::lift(keep);
         let (old, new) = (self.input::<T>(from), self.output::<T>(to));
         // Rows move towards the front in ascending order, so no row is
@@ -167,27 +182,41 @@ impl<T: Real> Backend<T> for Cpu {
         } else {
             (0..channels).for_each(one);
         }
+        Ok(())
     }
 
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) {
+    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
         copy_box(host, region, &self.output(dst));
+        Ok(())
     }
 
-    fn download(&mut self, src: &Place, region: &Region, host: &Out<'_, T>) {
+    fn download(
+        &mut self,
+        src: &Place,
+        region: &Region,
+        host: &Out<'_, T>,
+    ) -> Result<(), ExecError> {
         copy_box(&self.input(src), region, host);
+        Ok(())
     }
 
-    fn copy(&mut self, src: &Place, region: &Region, dst: &Place) {
+    fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError> {
         copy_box::<T>(&self.input(src), region, &self.output(dst));
+        Ok(())
     }
 
     fn read_source(
         &mut self,
+        name: &str,
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), SourceError> {
-        source.read(region, &mut self.output(dst))
+    ) -> Result<(), ExecError> {
+        let read = source.read(region, &mut self.output(dst));
+        read.map_err(|source| ExecError::Source {
+            name: name.to_owned(),
+            source,
+        })
     }
 
     fn update(
@@ -198,19 +227,25 @@ impl<T: Real> Backend<T> for Cpu {
         param: &Place,
         grad: &Place,
         slots: &[Place],
-    ) {
+    ) -> Result<(), ExecError> {
         let whole = |p: &Place| self.slice::<T>(p.offset, p.layout.len);
         let mut slots: Vec<&mut [T]> = slots.iter().map(whole).collect();
         optim::update(rule, lr, t, whole(param), whole(grad), &mut slots);
+        Ok(())
     }
 
-    fn write(&mut self, place: &Place, data: &[T]) {
+    fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {
         self.slice(place.offset, place.layout.len)
             .copy_from_slice(data);
+        Ok(())
     }
 
-    fn read(&mut self, place: &Place) -> Vec<T> {
-        self.slice::<T>(place.offset, place.layout.len).to_vec()
+    fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
+        Ok(self.slice::<T>(place.offset, place.layout.len).to_vec())
+    }
+
+    fn wait(&mut self) -> Result<(), ExecError> {
+        Ok(())
     }
 }
 

@@ -69,9 +69,9 @@ pub struct StepHow {
 const LOOKAHEAD: usize = 48;
 
 /// A step being carried out.
-pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
+pub(crate) struct Interpreter<'a, T: Real> {
     pub plan: &'a Plan,
-    pub backend: &'a mut B,
+    pub backend: &'a mut dyn Backend<T>,
     pub sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
     pub how: &'a StepHow,
     pub host: &'a mut HostPool<T>,
@@ -86,10 +86,10 @@ pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
 /// Marks a node that is not in the stage.
 const ABSENT: u32 = u32::MAX;
 
-impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
+impl<'a, T: Real> Interpreter<'a, T> {
     pub(crate) fn new(
         plan: &'a Plan,
-        backend: &'a mut B,
+        backend: &'a mut dyn Backend<T>,
         sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
         host: &'a mut HostPool<T>,
         how: &'a StepHow,
@@ -145,6 +145,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 update: update as u32,
             })?;
         }
+        self.backend.wait()?;
         self.measured.secs = started.elapsed().as_secs_f64();
         Ok(())
     }
@@ -199,13 +200,13 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             Instr::Begin { at } => {
                 let (node, partial) = self.partial(at)?;
                 let this = self.plan.program.node(node);
-                self.backend.begin(&this.op, &partial, &this.ty);
+                self.backend.begin(&this.op, &partial, &this.ty)?;
             }
             Instr::Slide { at, keep } => {
                 let from = self.item_place(at)?;
                 self.present[at.item as usize] = keep;
                 let to = self.item_place(at)?;
-                self.backend.slide(&from, &to, &keep);
+                self.backend.slide(&from, &to, &keep)?;
             }
             Instr::Fetch {
                 at,
@@ -223,7 +224,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 self.present[at.item as usize] = present;
                 let out = self.item_place(at)?;
                 let launch = self.launch(node, region, &inputs);
-                self.backend.compute(&launch, &out);
+                self.backend.compute(&launch, &out)?;
                 self.measured.launches += 1;
             }
             Instr::Store { at, region, home } => {
@@ -232,7 +233,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 match home {
                     Home::Device(b) => {
                         let dst = self.whole(b, node);
-                        self.backend.copy(&src, &region, &dst);
+                        self.backend.copy(&src, &region, &dst)?;
                     }
                     Home::Host(h) => self.offload(h, node, &src, &region)?,
                     Home::Source => return Err(inconsistent("a source is written")),
@@ -243,7 +244,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let inputs = self.inputs(node)?;
                 let launch = self.launch(node, region, &inputs);
                 let ty = self.plan.program.node(node).ty;
-                self.backend.accumulate(&launch, &partial, &ty);
+                self.backend.accumulate(&launch, &partial, &ty)?;
                 self.measured.launches += 1;
             }
             Instr::Finish { at } => {
@@ -251,7 +252,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let out = self.flat(node)?;
                 let tys = self.plan.program.input_tys(node);
                 self.backend
-                    .finish(&self.plan.program.node(node).op, &tys, &partial, &out);
+                    .finish(&self.plan.program.node(node).op, &tys, &partial, &out)?;
             }
             Instr::Flat { at } => {
                 self.enter(at.stage);
@@ -259,7 +260,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let inputs = self.inputs(node)?;
                 let out = self.flat(node)?;
                 let launch = self.launch(node, Region::new(&[]), &inputs);
-                self.backend.compute(&launch, &out);
+                self.backend.compute(&launch, &out)?;
                 self.measured.launches += 1;
             }
             Instr::Release { tensor } => self.host.release(tensor),
@@ -279,19 +280,16 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             ItemRole::Supply(Home::Source) => {
                 let source = self.sources.get(&node);
                 let source = source.ok_or_else(|| inconsistent("a source is missing"))?;
+                let name = &self.plan.program.node(node).name;
                 self.backend
-                    .read_source(source.as_ref(), &region, &dst)
-                    .map_err(|source| ExecError::Source {
-                        name: self.plan.program.node(node).name.clone(),
-                        source,
-                    })?;
+                    .read_source(name, source.as_ref(), &region, &dst)?;
                 self.measured.source_bytes += bytes;
             }
             ItemRole::Supply(Home::Host(h)) => {
                 let data = self.host.get(h);
                 let data = data.ok_or_else(|| inconsistent("a host tensor is not there"))?;
                 let host = In::new(host_layout(&ty), data);
-                self.backend.upload(&host, &region, &dst);
+                self.backend.upload(&host, &region, &dst)?;
                 self.measured.h2d_bytes += bytes;
             }
             _ => return Err(inconsistent("something is fetched from nowhere")),
@@ -309,7 +307,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         let ty = self.plan.program.node(node).ty;
         let data = self.host.get_mut(h, ty.shape.elems(), T::ZERO);
         self.backend
-            .download(src, region, &Out::new(host_layout(&ty), data));
+            .download(src, region, &Out::new(host_layout(&ty), data))?;
         self.measured.host_peak_bytes = self.host.peak_bytes();
         self.measured.d2h_bytes +=
             region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64;
@@ -325,8 +323,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             .map(|&b| self.whole(b, update.param))
             .collect();
         self.backend
-            .update(&rule, lr, self.how.step + 1, &param, &grad, &slots);
-        Ok(())
+            .update(&rule, lr, self.how.step + 1, &param, &grad, &slots)
     }
 
     /// Forgets the last stage's windows on entering a new one.

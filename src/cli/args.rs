@@ -3,7 +3,9 @@
 use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
-use sstep::{Budget, ByteSize, DType, Error, Machine, Strategy};
+use sstep::{
+    Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Machine, Strategy, devices,
+};
 
 /// Options of a built-in network.
 #[derive(Clone, Debug, Args)]
@@ -113,6 +115,33 @@ impl ConvArgs {
         } else {
             machine
         }
+    }
+}
+
+/// What runs the steps.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// cpu, cuda:N, or auto: the CUDA device with the most free memory if there
+    /// is one. `sstep info --devices` lists them.
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    pub device: Device,
+}
+
+impl DeviceArgs {
+    /// Whether there is such a device: before minutes of planning for it.
+    ///
+    /// # Errors
+    /// What [`sstep::devices`] says, and [`DeviceError::NoDevice`].
+    pub fn check(self) -> Result<(), Error> {
+        let Device::Cuda(ordinal) = self.device else {
+            return Ok(());
+        };
+        let n_devices = devices().map_err(ExecError::from)?.len();
+        if ordinal < n_devices {
+            return Ok(());
+        }
+        Err(ExecError::from(DeviceError::NoDevice { ordinal, n_devices }).into())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use sstep::config::{OptimizerConfig, OptimizerName};
 use sstep::{
-    ByteSize, CapPoint, Comparison, DType, Error, Plan, Session, SessionOptions, Strategy,
+    ByteSize, CapPoint, Comparison, DType, Device, Error, Plan, Session, SessionOptions, Strategy,
     StrategyLine, Tape,
 };
 
@@ -71,6 +71,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     .rule()?;
     let options = SessionOptions {
         budget: args.memory.budget()?,
+        device: Device::Cpu,
         strategy: args.memory.strategy,
         machine: args.conv.machine(),
         seed: 0,

@@ -15,7 +15,7 @@ use sstep::{
     TrainOptions, TrainStep, Trainer,
 };
 
-use super::args::{ConvArgs, ModelArgs};
+use super::args::{ConvArgs, DeviceArgs, ModelArgs};
 use super::progress::Bar;
 
 /// Name of the checkpoint in the output folder.
@@ -68,6 +68,8 @@ pub struct Args {
     /// paging, streaming, tile-checkpoint, remat-ilp or remat-page-ilp.
     #[arg(long, help_heading = "Memory")]
     strategy: Option<Strategy>,
+    #[command(flatten)]
+    on: DeviceArgs,
     /// Steps in all [default: 10].
     #[arg(long, value_name = "N", help_heading = "Training")]
     steps: Option<u64>,
@@ -99,6 +101,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Error> {
+    args.on.check()?;
     let config = configure(&args)?;
     match config.model.dtype {
         DType::F32 => train::<f32>(&args, &config),
@@ -252,6 +255,7 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
     let checkpoint = out.as_ref().map(|dir| dir.path.join(CHECKPOINT));
     let options = SessionOptions {
         budget: config.memory.budget(),
+        device: args.on.device,
         strategy: config.memory.strategy,
         machine: ConvArgs {
             no_winograd: !config.winograd,
