@@ -291,6 +291,46 @@ fn info_shows_levels() {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_said_to_be() {
+    // Built with the feature, on a machine without a driver, or without it.
+    let why = if cfg!(feature = "cuda") {
+        "no CUDA driver was found"
+    } else {
+        "built without CUDA"
+    };
+    let text = answer(&["info", "--devices"]);
+    assert!(text.contains("cpu"), "{text}");
+    if text.contains("cuda:0") {
+        return;
+    }
+    let scratch = Scratch::new("device");
+    let tape = scratch.write("net.tape", TAPE);
+    let tensors = save(&scratch, "in.safetensors", &leaves());
+    let out = scratch.path("out.safetensors");
+    let grad = |device| {
+        let files = ["--tensors", &tensors, "--out", &out];
+        let mut args = vec!["grad", &tape, "--budget", "1MiB", "--device", device];
+        args.extend(files);
+        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let refused = |device, needles: &[&str]| {
+        let args = grad(device);
+        refuse(
+            &args.iter().map(String::as_str).collect::<Vec<_>>(),
+            2,
+            needles,
+        );
+    };
+    refused("cuda:0", &[why, "--device cpu"]);
+    refused(
+        "gpu",
+        &["`gpu` is no device: say cpu, cuda, cuda:N or auto"],
+    );
+    let auto = grad("auto");
+    answer(&auto.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
 fn gradients_equal_the_reference() {
     let scratch = Scratch::new("grad");
     let tape = scratch.write("net.tape", TAPE);
