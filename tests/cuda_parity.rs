@@ -81,7 +81,7 @@ fn image<T: Real>() -> Image {
         DType::F64 => (1, "f64"),
     };
     let made = IMAGES[which].get_or_init(|| {
-        let kernels = sstep_kernels::cuda::source(T::DTYPE);
+        let kernels = with_fault(sstep_kernels::cuda::source(T::DTYPE));
         let (before, after) = (include_str!("cuda/before.h"), include_str!("cuda/after.h"));
         let made = library(name, &format!("{before}\n{kernels}\n{after}"), None);
         // SAFETY: a function without arguments of a library whose start does nothing.
@@ -94,6 +94,81 @@ fn image<T: Real>() -> Image {
         made
     });
     Image::from_ptx(&format!("// host module {}", made.display()))
+}
+
+/// Faults to put into the kernels: what is replaced, and by what.
+const FAULTS: [(&str, &str, &str); 4] = [
+    (
+        "a barrier of a sum",
+        "sums[threadIdx.x + half];\n        __syncthreads();",
+        "sums[threadIdx.x + half];",
+    ),
+    (
+        "the barrier of a slide",
+        "c, p.d, p.h, p.w);\n            __syncthreads();",
+        "c, p.d, p.h, p.w);",
+    ),
+    ("a border of a convolution", "row && col >= 0 &&", "row &&"),
+    (
+        "a barrier that some threads miss",
+        "if (threadIdx.x == 0) {\n            if (a.state) a.state[e] += sum;",
+        "if (threadIdx.x == 0) {\n            __syncthreads();\n            if (a.state) a.state[e] += sum;",
+    ),
+];
+
+/// Puts the fault in that this process is asked to have.
+fn with_fault(kernels: String) -> String {
+    let Ok(asked) = std::env::var("SSTEP_FAULT") else {
+        return kernels;
+    };
+    let Some((_, sound, faulty)) = FAULTS.iter().find(|f| f.0 == asked) else {
+        return kernels;
+    };
+    assert!(
+        kernels.contains(sound),
+        "`{asked}` is not in the kernels any more"
+    );
+    kernels.replace(sound, faulty)
+}
+
+/// These tests can fail: the same net with a fault in a kernel
+/// fails, without one it does not.
+#[test]
+fn a_fault_in_a_kernel_is_found() {
+    if std::env::var_os("SSTEP_FAULT").is_some() {
+        let net = common::Net::parse(
+            "f64",
+            "x = input [1, 2, 48, 12]\nw1 = param [3, 2, 3, 3]\ny1 = conv(x, w1) pad=1\n\
+             r1 = relu(y1)\np = max_pool(r1) kernel=2\nw2 = param [3, 3, 3, 3]\n\
+             y2 = conv(p, w2) pad=1",
+        );
+        let values = leaves::<f64>(&net.tape, 3);
+        // Tiles of a few positions, which slide, and larger ones.
+        for squeeze in [0.0, 0.2, 1.0] {
+            let plan = plan_of(&net, Planning::Optimal, squeeze, true).expect("a plan");
+            let apart = differences(&execute(plan, &values), &oracle(&net, &values));
+            assert!(apart.values().all(|&e| e <= 1e-12), "{apart:?}");
+        }
+        return;
+    }
+    let run = |fault: &str| {
+        let done = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_fault_in_a_kernel_is_found"])
+            .env("SSTEP_FAULT", fault)
+            .output()
+            .unwrap();
+        let said = [done.stdout, done.stderr].concat();
+        (
+            done.status.success(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    };
+    let (sound, said) = run("none");
+    assert!(sound, "{said}");
+    for (fault, ..) in FAULTS {
+        let (passed, _) = run(fault);
+        assert!(!passed, "{fault} was not found");
+    }
 }
 
 /// A plan's executor on the stand-in.
