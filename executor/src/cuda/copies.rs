@@ -4,8 +4,9 @@
 //! call. In two dimensions these are columns, rows and channels, one call per
 //! sample; in three, columns, rows and depth, one call per channel of a sample.
 //!
-//! Memory of the host is pageable here. The driver has taken from it, or written
-//! to it, all that it will by the time a call returns.
+//! From pageable memory of the host the driver has taken all that it will by the
+//! time a call returns; from page-locked memory, and to any, when the stream has
+//! done the copy.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -153,10 +154,7 @@ pub(super) fn download<T: Real>(
         // SAFETY: as in `upload`.
         unsafe { run(stream, &copy) }.map_err(failed("copying from the device"))?;
     }
-    // The caller may read the host's memory at once.
-    stream
-        .synchronize()
-        .map_err(failed("copying from the device"))
+    Ok(())
 }
 
 /// # Safety

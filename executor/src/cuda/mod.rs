@@ -3,8 +3,9 @@
 //! The arena is one allocation of exactly the cap; tensors, parameters,
 //! optimiser state and partial results lie in it at the plan's offsets, and
 //! nothing else is allocated on the device. Ops run the kernels that
-//! [`sstep_kernels::cuda`] lists, one stream after another in the order of the
-//! calls. cudarc loads the driver when a device is opened, so that a program
+//! [`sstep_kernels::cuda`] lists. Kernels and copies either way have a stream each;
+//! calls that touch the same bytes keep their order by events (`schedule`), all
+//! others overlap. cudarc loads the driver when a device is opened, so that a program
 //! with this backend starts on any machine.
 //!
 //! All `unsafe` of the backend stands in this folder, at the calls of the driver.
@@ -12,6 +13,8 @@
 mod copies;
 mod driver;
 mod module;
+mod schedule;
+mod staging;
 
 pub use driver::devices;
 pub use module::{Image, compile};
@@ -33,6 +36,8 @@ use crate::error::ExecError;
 use crate::source::TileSource;
 
 use driver::failed;
+use schedule::{Bytes, Lane, Schedule};
+use staging::Staging;
 
 /// Blocks of a launch per multiprocessor; what is beyond is done in turns.
 const BLOCKS_PER_PROCESSOR: u64 = 16;
@@ -48,12 +53,14 @@ unsafe impl DeviceRepr for Block {}
 /// The arena on a CUDA device, and the kernels for elements of type `T`.
 pub struct Cuda<T> {
     context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
+    /// By [`Lane`].
+    streams: [Arc<CudaStream>; 3],
+    schedule: Schedule,
     kernels: BTreeMap<&'static str, CudaFunction>,
     arena: Arena,
     most_blocks: u64,
-    /// A region read from a source, on its way to the device.
-    staging: Vec<T>,
+    /// Regions read from a source, on their way to the device.
+    staging: Staging,
     elements: PhantomData<T>,
 }
 
@@ -151,16 +158,18 @@ impl<T: Real> Cuda<T> {
             .iter()
             .map(load)
             .collect::<Result<_, _>>()?;
-        let stream = context.new_stream().map_err(failed("making a stream"))?;
+        let stream = || context.new_stream().map_err(failed("making a stream"));
+        let streams = [stream()?, stream()?, stream()?];
         let arena = Arena::new(&context, bytes)?;
         let most_blocks = BLOCKS_PER_PROCESSOR * driver::n_processors(&context)?;
         let mut this = Cuda {
+            staging: Staging::new(&context),
             context,
-            stream,
+            streams,
+            schedule: Schedule::default(),
             kernels,
             arena,
             most_blocks,
-            staging: Vec::new(),
             elements: PhantomData,
         };
         this.clear()?;
@@ -170,9 +179,54 @@ impl<T: Real> Cuda<T> {
     /// Optimiser state starts as zeros.
     fn clear(&mut self) -> Result<(), DeviceError> {
         let (base, bytes) = (self.arena.base, self.arena.bytes as usize);
+        let all: Bytes = 0..self.arena.bytes;
+        self.order(Lane::Compute, &[], &[all])?;
+        let stream = self.stream(Lane::Compute);
         // SAFETY: all of the arena, and nothing else.
-        unsafe { result::memset_d8_async(base, 0, bytes, self.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(base, 0, bytes, stream.cu_stream()) }
             .map_err(failed("clearing the arena"))
+    }
+
+    fn stream(&self, lane: Lane) -> &Arc<CudaStream> {
+        &self.streams[lane as usize]
+    }
+
+    /// Makes what `lane` is given next wait for what it must.
+    fn order(&mut self, lane: Lane, reads: &[Bytes], writes: &[Bytes]) -> Result<(), DeviceError> {
+        for other in self.schedule.give(lane, reads, writes) {
+            let event = self.stream(other).record_event(None);
+            event
+                .and_then(|event| self.stream(lane).wait(&event))
+                .map_err(failed("ordering streams"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all of a stream.
+    fn drain(&mut self, lane: Lane) -> Result<(), DeviceError> {
+        let done = self.stream(lane).synchronize();
+        done.map_err(failed("waiting"))?;
+        self.schedule.drained(lane);
+        Ok(())
+    }
+
+    /// Bytes of a tensor or a window.
+    fn bytes(place: &Place) -> Bytes {
+        place.offset..place.offset + (place.layout.len * size_of::<T>()) as u64
+    }
+
+    /// Bytes of a partial result.
+    fn partial_bytes(partial: &Partial) -> Bytes {
+        match partial {
+            Partial::InPlace(place) => Self::bytes(place),
+            Partial::F64 { offset, len } => *offset..*offset + 8 * *len as u64,
+        }
+    }
+
+    /// Orders kernels that read the inputs of `launch` and write `out`.
+    fn order_launch(&mut self, launch: &Launch<'_>, out: Bytes) -> Result<(), DeviceError> {
+        let reads: Vec<Bytes> = launch.inputs.iter().map(Self::bytes).collect();
+        self.order(Lane::Compute, &reads, &[out])
     }
 
     fn placed(&self, place: &Place) -> Placed {
@@ -199,7 +253,7 @@ impl<T: Real> Cuda<T> {
             shared_mem_bytes: 0,
         };
         let block = Block(call.args);
-        let mut launch = self.stream.launch_builder(function);
+        let mut launch = self.stream(Lane::Compute).launch_builder(function);
         // SAFETY: every kernel takes one block; its views lie within the arena, as
         // `placed` checked, and hold what the verified plan says.
         let launched = unsafe { launch.arg(&block).launch(config) };
@@ -233,12 +287,14 @@ impl<T: Real> Cuda<T> {
 
 impl<T: Real> Backend<T> for Cuda<T> {
     fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
+        self.order_launch(launch, Self::bytes(out))?;
         let out = self.placed(out);
         let calls = self.with_task(launch, |task| kernels::compute(task, &out));
         calls.iter().try_for_each(|call| self.run(call))
     }
 
     fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) -> Result<(), ExecError> {
+        self.order(Lane::Compute, &[], &[Self::partial_bytes(partial)])?;
         let (_, at) = self.partial(partial, out);
         self.run(&kernels::begin(op, at.address, out))
     }
@@ -249,6 +305,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
         partial: &Partial,
         out: &Ty,
     ) -> Result<(), ExecError> {
+        self.order_launch(launch, Self::partial_bytes(partial))?;
         let (state, at) = self.partial(partial, out);
         let calls = self.with_task(launch, |task| kernels::accumulate(task, state, &at));
         calls.iter().try_for_each(|call| self.run(call))
@@ -265,6 +322,8 @@ impl<T: Real> Backend<T> for Cuda<T> {
         match op.reduction_state(&ty) {
             ReductionState::InPlace => Ok(()),
             ReductionState::F64(_) => {
+                let read = Self::partial_bytes(partial);
+                self.order(Lane::Compute, &[read], &[Self::bytes(out)])?;
                 let (_, state) = self.partial(partial, &ty);
                 let out = self.placed(out);
                 self.run(&kernels::finish(op, inputs, state.address, &out))
@@ -273,14 +332,16 @@ impl<T: Real> Backend<T> for Cuda<T> {
     }
 
     fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError> {
+        self.order(Lane::Compute, &[Self::bytes(from)], &[Self::bytes(to)])?;
         let (from, to) = (self.placed(from), self.placed(to));
         self.run(&kernels::slide(&from, &to, &Box4::lift(keep)))
     }
 
     fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
+        self.order(Lane::ToDevice, &[], &[Self::bytes(dst)])?;
         let region = Box4::lift(region);
         let dst = self.placed(dst);
-        copies::upload(&self.stream, host, &region, &dst)?;
+        copies::upload(self.stream(Lane::ToDevice), host, &region, &dst)?;
         Ok(())
     }
 
@@ -290,13 +351,17 @@ impl<T: Real> Backend<T> for Cuda<T> {
         region: &Region,
         host: &Out<'_, T>,
     ) -> Result<(), ExecError> {
+        self.order(Lane::ToHost, &[Self::bytes(src)], &[])?;
         let region = Box4::lift(region);
-        let src = self.placed(src);
-        copies::download(&self.stream, &src, &region, host)?;
+        let placed = self.placed(src);
+        copies::download(self.stream(Lane::ToHost), &placed, &region, host)?;
+        // The caller may read the host's memory at once.
+        self.drain(Lane::ToHost)?;
         Ok(())
     }
 
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError> {
+        self.order(Lane::Compute, &[Self::bytes(src)], &[Self::bytes(dst)])?;
         let (src, dst) = (self.placed(src), self.placed(dst));
         self.run(&kernels::copy(&src, &Box4::lift(region), &dst))
     }
@@ -311,16 +376,16 @@ impl<T: Real> Backend<T> for Cuda<T> {
         let ty = dst.layout.ty::<T>();
         let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
         let layout = Layout::window(&ty, &capacity, region);
-        let mut staging = std::mem::take(&mut self.staging);
-        staging.resize(staging.len().max(layout.len), T::ZERO);
-        let read = source.read(region, &mut Out::new(layout, &mut staging));
+        let mut slot = self.staging.take::<T>(layout.len)?;
+        let read = source.read(region, &mut Out::new(layout, slot.elements()));
         let copied = read
             .map_err(|source| ExecError::Source {
                 name: name.to_owned(),
                 source,
             })
-            .and_then(|()| self.upload(&In::new(layout, &staging), region, dst));
-        self.staging = staging;
+            .and_then(|()| self.upload(&In::new(layout, slot.elements()), region, dst));
+        let stream = Arc::clone(self.stream(Lane::ToDevice));
+        self.staging.give_back(slot, &stream)?;
         copied
     }
 
@@ -333,26 +398,37 @@ impl<T: Real> Backend<T> for Cuda<T> {
         grad: &Place,
         slots: &[Place],
     ) -> Result<(), ExecError> {
+        let reads = [Self::bytes(grad)];
+        let writes: Vec<Bytes> = [param].into_iter().chain(slots).map(Self::bytes).collect();
+        self.order(Lane::Compute, &reads, &writes)?;
         let slots: Vec<Placed> = slots.iter().map(|p| self.placed(p)).collect();
         let (param, grad) = (self.placed(param), self.placed(grad));
         self.run(&kernels::update(rule, lr, t, &param, &grad, &slots))
     }
 
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {
+        self.order(Lane::ToDevice, &[], &[Self::bytes(place)])?;
         let to = self.placed(place);
-        copies::write(&self.stream, to.address, &data[..place.layout.len])?;
+        copies::write(
+            self.stream(Lane::ToDevice),
+            to.address,
+            &data[..place.layout.len],
+        )?;
         Ok(())
     }
 
     fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
+        self.order(Lane::ToHost, &[Self::bytes(place)], &[])?;
         let from = self.placed(place);
         let mut data = vec![T::ZERO; place.layout.len];
-        copies::read(&self.stream, from.address, &mut data)?;
+        copies::read(self.stream(Lane::ToHost), from.address, &mut data)?;
         Ok(data)
     }
 
     fn wait(&mut self) -> Result<(), ExecError> {
-        self.stream.synchronize().map_err(failed("waiting"))?;
+        for lane in Lane::ALL {
+            self.drain(lane)?;
+        }
         Ok(())
     }
 }
@@ -361,6 +437,8 @@ impl<T> Drop for Cuda<T> {
     fn drop(&mut self) {
         // The arena must not be freed under a kernel; a failed device has none.
         let _ = self.context.bind_to_thread();
-        let _ = self.stream.synchronize();
+        for stream in &self.streams {
+            let _ = stream.synchronize();
+        }
     }
 }
