@@ -18,11 +18,12 @@ use crate::machine::Machine;
 use crate::program::{NodeIx, Program, ProgramNode};
 use crate::solve::Effort;
 
-/// Programs have few alternatives: this is solved at once or not worth more.
+/// Programs have few alternatives: this is solved at once or not worth more. Never
+/// limited in seconds, so that a program is a function of what it is made from.
 const EFFORT: Effort = Effort {
     gap: 1e-4,
-    nodes: 1000,
-    secs: 10.0,
+    nodes: 200,
+    secs: f64::INFINITY,
 };
 
 /// The cheapest equal program, if a byte kept for the backward half costs

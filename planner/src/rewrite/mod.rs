@@ -33,6 +33,30 @@ pub struct RewriteReport {
     pub stop: String,
 }
 
+/// An equal program, the best at some price of memory.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// The program.
+    pub program: Program,
+    /// What was done to get it.
+    pub report: RewriteReport,
+    /// The first price that it is the best at, in seconds per byte that the backward
+    /// half needs of the forward half.
+    pub secs_per_kept_byte: f64,
+}
+
+/// The price of bringing a kept byte back from the host.
+fn host_price(machine: &Machine) -> f64 {
+    1.0 / machine.h2d_bytes_per_sec
+}
+
+/// Prices at which programs are worth comparing: memory for nothing, then around
+/// what a byte costs to bring back from the host, by factors of eight.
+pub fn prices(machine: &Machine) -> Vec<f64> {
+    let host = host_price(machine);
+    vec![0.0, host / 8.0, host, host * 8.0]
+}
+
 /// Rewrites a program, at the price of bringing kept bytes back from the host.
 ///
 /// # Errors
@@ -41,37 +65,60 @@ pub fn rewrite(
     program: &Program,
     machine: &Machine,
 ) -> Result<(Program, RewriteReport), PlanError> {
-    let price = 1.0 / machine.h2d_bytes_per_sec;
-    let first = rewrite_at(program, machine, &[price])?.into_iter().next();
-    Ok(first.unwrap_or_else(|| (program.clone(), RewriteReport::default())))
+    let first = variants(program, machine, &[host_price(machine)])?
+        .into_iter()
+        .next();
+    Ok(first.map_or_else(
+        || (program.clone(), RewriteReport::default()),
+        |v| (v.program, v.report),
+    ))
 }
 
-/// Rewrites a program at several prices of memory, each in seconds per byte that
-/// the backward half needs of the forward half. The distinct results, in the order
-/// of the prices.
+/// The cheapest equal programs at several prices of memory, each in seconds per byte
+/// that the backward half needs of the forward half. Distinct programs only, in the
+/// order of the prices; a function of its arguments alone.
 ///
 /// # Errors
 /// [`PlanError::Solver`] if extraction fails.
-pub fn rewrite_at(
+///
+/// ```
+/// use sstep_autodiff::Tape;
+/// use sstep_planner::{Machine, Program, StepSpec, rewrite};
+///
+/// // One relu is enough at any price.
+/// let tape = Tape::parse("tape v1 f32\nx = input [1, 2, 8, 8]\na = relu(x)\nb = relu(a)\n\
+///                          c = add(b, x)")?;
+/// let outputs = vec![tape.by_name("c").expect("it is there")];
+/// let program = Program::new(&tape, &StepSpec { outputs, ..StepSpec::default() })?;
+/// let machine = Machine::cpu_default();
+/// let found = rewrite::variants(&program, &machine, &rewrite::prices(&machine))?;
+/// assert_eq!(found.len(), 1);
+/// assert_eq!(found[0].program.nodes.len(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn variants(
     program: &Program,
     machine: &Machine,
     secs_per_kept_byte: &[f64],
-) -> Result<Vec<(Program, RewriteReport)>, PlanError> {
+) -> Result<Vec<Variant>, PlanError> {
     let mut graph = lang::to_egraph(program);
     let saturated = saturate::saturate(std::mem::take(&mut graph.egraph));
     graph.egraph = saturated.egraph;
-    let mut found: Vec<(Program, RewriteReport)> = Vec::new();
+    let mut found: Vec<Variant> = Vec::new();
     for &price in secs_per_kept_byte {
         let rewritten = choose::choose(program, &graph, machine, price)?;
-        if found.iter().any(|(other, _)| is_same(other, &rewritten)) {
+        if found.iter().any(|v| is_same(&v.program, &rewritten)) {
             continue;
         }
-        let report = RewriteReport {
-            nodes: (program.nodes.len(), rewritten.nodes.len()),
-            applied: saturated.applied.clone(),
-            stop: saturated.stop.clone(),
-        };
-        found.push((rewritten, report));
+        found.push(Variant {
+            report: RewriteReport {
+                nodes: (program.nodes.len(), rewritten.nodes.len()),
+                applied: saturated.applied.clone(),
+                stop: saturated.stop.clone(),
+            },
+            program: rewritten,
+            secs_per_kept_byte: price,
+        });
     }
     Ok(found)
 }
