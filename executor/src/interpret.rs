@@ -40,6 +40,25 @@ pub struct Measured {
     pub secs: f64,
 }
 
+/// Where the seconds of a step went.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// In kernels, by node of the program.
+    pub node_secs: Vec<f64>,
+    /// Moving windows along.
+    pub slide_secs: f64,
+    /// Reading sources.
+    pub source_secs: f64,
+    /// Copying from host to device.
+    pub h2d_secs: f64,
+    /// Copying from device to host.
+    pub d2h_secs: f64,
+    /// Copying finished tiles to where they are kept on the device.
+    pub store_secs: f64,
+    /// Updating parameters.
+    pub update_secs: f64,
+}
+
 /// How far a step is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
@@ -76,6 +95,7 @@ pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
     pub how: &'a StepHow,
     pub host: &'a mut HostPool<T>,
     pub measured: Measured,
+    pub timings: Timings,
     /// What each item's window holds, in the running stage.
     present: Vec<Region>,
     /// Position of each node in the running stage.
@@ -102,6 +122,10 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             how,
             host,
             measured: Measured::default(),
+            timings: Timings {
+                node_secs: vec![0.0; plan.program.nodes.len()],
+                ..Timings::default()
+            },
             present: Vec::new(),
             item_of: vec![ABSENT; plan.program.nodes.len()],
             stage: None,
@@ -194,7 +218,37 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         })
     }
 
+    /// Carries an instruction out and books its seconds.
     fn step(&mut self, instr: Instr) -> Result<(), ExecError> {
+        let began = Instant::now();
+        self.carry_out(instr)?;
+        let secs = began.elapsed().as_secs_f64();
+        let spent = match instr {
+            Instr::Begin { at }
+            | Instr::Compute { at, .. }
+            | Instr::Accumulate { at, .. }
+            | Instr::Finish { at }
+            | Instr::Flat { at } => {
+                let node = self.node(at);
+                &mut self.timings.node_secs[node.ix()]
+            }
+            Instr::Slide { .. } => &mut self.timings.slide_secs,
+            Instr::Fetch { at, .. } => match self.item(at).role {
+                ItemRole::Supply(Home::Source) => &mut self.timings.source_secs,
+                _ => &mut self.timings.h2d_secs,
+            },
+            Instr::Store { home, .. } => match home {
+                Home::Host(_) => &mut self.timings.d2h_secs,
+                Home::Device(_) | Home::Source => &mut self.timings.store_secs,
+            },
+            Instr::Release { .. } => return Ok(()),
+            Instr::Update { .. } => &mut self.timings.update_secs,
+        };
+        *spent += secs;
+        Ok(())
+    }
+
+    fn carry_out(&mut self, instr: Instr) -> Result<(), ExecError> {
         match instr {
             Instr::Begin { at } => {
                 let (node, partial) = self.partial(at)?;

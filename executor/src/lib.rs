@@ -22,7 +22,7 @@ mod tensor;
 pub use backend::{Backend, Launch, Partial, Place};
 pub use cpu::Cpu;
 pub use error::ExecError;
-pub use interpret::{Measured, Progress, StepHow};
+pub use interpret::{Measured, Progress, StepHow, Timings};
 pub use reference::reference;
 pub use run::{Executor, Feed, Feeds, StepReport};
 pub use tensor::Tensor;

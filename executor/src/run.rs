@@ -15,7 +15,7 @@ use crate::backend::{Backend, Place};
 use crate::cpu::Cpu;
 use crate::error::ExecError;
 use crate::host::HostPool;
-use crate::interpret::{Interpreter, Measured, Progress, StepHow, inconsistent, is_fed};
+use crate::interpret::{Interpreter, Measured, Progress, StepHow, Timings, inconsistent, is_fed};
 use crate::source::TileSource;
 use crate::tensor::Tensor;
 
@@ -38,6 +38,8 @@ pub struct StepReport<T> {
     pub outputs: BTreeMap<String, Tensor<T>>,
     /// What it took.
     pub measured: Measured,
+    /// Where its seconds went.
+    pub timings: Timings,
 }
 
 /// A plan, its arena, and the parameters in it.
@@ -188,10 +190,11 @@ impl<T: Real> Executor<T> {
         let (plan, cpu, host) = (&self.plan, &mut self.cpu, &mut self.host);
         let mut interpreter = Interpreter::new(plan, cpu, &sources, host, how);
         interpreter.run(progress)?;
-        let measured = interpreter.measured;
+        let (measured, timings) = (interpreter.measured, interpreter.timings);
         Ok(StepReport {
             outputs: self.outputs(&sources)?,
             measured,
+            timings,
         })
     }
 
