@@ -186,6 +186,8 @@ impl Error {
                 PlanError::BadSize { .. }
                 | PlanError::ZeroBudget
                 | PlanError::MixedRank { .. }
+                | PlanError::ProfileVersion { .. }
+                | PlanError::Profile { .. }
                 | PlanError::UnknownStrategy { .. },
             ) => 2,
             Error::Exec(

@@ -13,6 +13,7 @@ mod extract;
 mod layers;
 mod pack;
 mod planning;
+mod profile;
 mod step;
 mod strategies;
 mod table;
@@ -38,6 +39,7 @@ enum Command {
     Layers(layers::Args),
     Pack(pack::Args),
     Planning(planning::Args),
+    Profile(profile::Args),
     Strategies(strategies::Args),
     Extract(extract::Args),
     Step(step::Args),
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Layers(args) => layers::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Planning(args) => planning::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Strategies(args) => strategies::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Step(args) => step::run(&args),

@@ -31,7 +31,7 @@ mod driver;
 mod error;
 mod explain;
 mod instr;
-mod machine;
+pub mod machine;
 mod master;
 pub mod pack;
 pub mod place;
@@ -54,7 +54,7 @@ pub use budget::{Budget, ByteSize};
 pub use error::{ForcingBuffer, PlanError};
 pub use explain::{BufferSpan, CapPoint, Comparison, Link, Picture, StrategyLine, explain_stage};
 pub use instr::{At, Instr};
-pub use machine::Machine;
+pub use machine::{Family, Kernel, Machine, Unit};
 pub use plan::{
     Buffer, BufferIx, Home, HostIx, HostTensor, ItemRole, Plan, Predicted, Purpose, Stage,
     StageCost, StageItem, Value,

@@ -1,9 +1,11 @@
 //! Options that several commands share.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
-use sstep::{Budget, ByteSize, DType, Error, Machine, Strategy};
+use sstep::{Budget, ByteSize, DType, Error, Profile, Strategy};
 
 /// Options of a built-in network.
 #[derive(Clone, Debug, Args)]
@@ -104,15 +106,25 @@ pub struct ConvArgs {
     pub no_winograd: bool,
 }
 
-impl ConvArgs {
-    /// The machine as the planner is to see it.
-    pub fn machine(self) -> Machine {
-        let machine = Machine::default();
-        if self.no_winograd {
-            machine.without_winograd()
-        } else {
-            machine
-        }
+/// What the planner is told of the machine.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Profile of the machine, as `sstep calibrate --out` writes it [default: the one
+    /// that `sstep calibrate` keeps in the user's cache, or else a built-in one].
+    #[arg(long, value_name = "FILE.json")]
+    machine: Option<PathBuf>,
+}
+
+impl MachineArgs {
+    /// The profile, and where it comes from.
+    ///
+    /// # Errors
+    /// As [`Profile::find`].
+    pub fn profile(&self, winograd: bool) -> Result<Profile, Error> {
+        let mut profile = Profile::find(self.machine.as_deref())?;
+        profile.machine.winograd = winograd;
+        Ok(profile)
     }
 }
 

@@ -16,7 +16,7 @@ use sstep::{
     differentiate, reference,
 };
 
-use super::args::{ConvArgs, MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
 use super::plan::read_tape;
 use super::progress::{Bar, spin};
 
@@ -43,6 +43,8 @@ pub struct Args {
     /// Where to write loss, gradients and other outputs.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    machine: MachineArgs,
     #[command(flatten)]
     memory: MemoryArgs,
     /// Compute untiled, node by node, without a plan: the oracle that every plan
@@ -233,10 +235,7 @@ fn planned<T: Element>(
     let options = SessionOptions {
         strategy: args.memory.strategy,
         // What is held against another framework sums as that does.
-        machine: ConvArgs {
-            no_winograd: !args.winograd,
-        }
-        .machine(),
+        machine: args.machine.profile(args.winograd)?.machine,
         seed: args.seed,
         ..SessionOptions::new(args.memory.budget()?)
     };

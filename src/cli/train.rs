@@ -15,7 +15,7 @@ use sstep::{
     TrainOptions, TrainStep, Trainer,
 };
 
-use super::args::{ConvArgs, ModelArgs};
+use super::args::{ConvArgs, MachineArgs, ModelArgs};
 use super::progress::Bar;
 
 /// Name of the checkpoint in the output folder.
@@ -51,6 +51,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     conv: ConvArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Take the middle of each slide, of this width x height.
     #[arg(long, value_name = "WxH", help_heading = "Image")]
     size: Option<Size>,
@@ -250,13 +252,14 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
         .map(|dir| OutDir::new(dir, args.resume))
         .transpose()?;
     let checkpoint = out.as_ref().map(|dir| dir.path.join(CHECKPOINT));
+    let profile = args.machine.profile(config.winograd)?;
+    if !args.json {
+        super::notice(&format!("machine: {profile}"));
+    }
     let options = SessionOptions {
         budget: config.memory.budget(),
         strategy: config.memory.strategy,
-        machine: ConvArgs {
-            no_winograd: !config.winograd,
-        }
-        .machine(),
+        machine: profile.machine.clone(),
         seed: config.seed,
         rule: Some(rule),
     };

@@ -14,7 +14,7 @@ use egg::Id;
 use super::extract::{ClassIx, Extraction, Form, extract_with};
 use super::lang::{Expr, Graph};
 use crate::error::PlanError;
-use crate::machine::Machine;
+use crate::machine::{Kernel, Machine};
 use crate::program::{NodeIx, Program, ProgramNode};
 use crate::solve::Effort;
 
@@ -25,6 +25,12 @@ const EFFORT: Effort = Effort {
     nodes: 200,
     secs: f64::INFINITY,
 };
+
+/// Being there at all, so that of equal forms the shorter wins.
+const SMALL_SECS: f64 = 1e-9;
+
+/// Positions of a call that a form is costed by: about a tile.
+const TILE_POINTS: u64 = 1 << 15;
 
 /// The cheapest equal program, if a byte kept for the backward half costs
 /// `secs_per_kept_byte`.
@@ -97,21 +103,23 @@ fn problem(graph: &Graph, machine: &Machine, secs_per_kept_byte: f64, ids: &[Id]
     Extraction { classes, roots }
 }
 
-/// Seconds of computing a form of class `id` whole, and a little for being there,
-/// so that of equal forms the shorter wins.
+/// Seconds of computing a form of class `id` whole, tile by tile.
 fn secs(graph: &Graph, machine: &Machine, e: &Expr, id: Id) -> f64 {
     let class = |id: Id| graph.egraph[id].data.ty;
-    let bytes = |id: Id| class(id).map_or(0.0, |ty| ty.bytes() as f64);
-    let touched = bytes(id) + e.children.iter().map(|&c| bytes(c)).sum::<f64>();
     let tys: Option<Vec<_>> = e.children.iter().map(|&c| class(c)).collect();
-    let flops = match (tys, class(id)) {
-        (Some(tys), Some(ty)) => {
-            let points = sstep_autodiff::Region::whole(&ty).points() as f64;
-            e.head.op.flops_per_point(&tys, &ty) * points
-        }
-        _ => 0.0,
+    let (Some(inputs), Some(out)) = (tys, class(id)) else {
+        return SMALL_SECS;
     };
-    machine.kernel_secs(&e.head.op, flops, touched) + 1e-9
+    if e.head.op.is_leaf() {
+        return SMALL_SECS;
+    }
+    let kernel = Kernel {
+        op: &e.head.op,
+        inputs: &inputs,
+        out: &out,
+    };
+    let points = kernel.whole_points();
+    machine.kernel_secs(&kernel, points, points.div_ceil(TILE_POINTS)) + SMALL_SECS
 }
 
 /// Writes the chosen forms out as a program, in the order of the old one.
