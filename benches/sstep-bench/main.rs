@@ -14,6 +14,7 @@ mod layers;
 mod pack;
 mod planning;
 mod profile;
+mod rewrites;
 mod step;
 mod strategies;
 mod table;
@@ -40,6 +41,7 @@ enum Command {
     Pack(pack::Args),
     Planning(planning::Args),
     Profile(profile::Args),
+    Rewrites(rewrites::Args),
     Strategies(strategies::Args),
     Extract(extract::Args),
     Step(step::Args),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Pack(args) => pack::run(&args),
         Command::Planning(args) => planning::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Rewrites(args) => rewrites::run(&args),
         Command::Strategies(args) => strategies::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Step(args) => step::run(&args),

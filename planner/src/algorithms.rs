@@ -37,7 +37,7 @@ pub fn choose_algorithms(program: &mut Program, machine: &Machine) -> bool {
 
 /// The same convolution by Winograd's algorithm, if that is defined and there are
 /// kernels for it: they work on sixteen channels at a time.
-fn by_winograd(op: &Op, inputs: &[Ty], out: &Ty) -> Option<Op> {
+pub(crate) fn by_winograd(op: &Op, inputs: &[Ty], out: &Ty) -> Option<Op> {
     let mut op = *op;
     let (attrs, sides) = match &mut op {
         Op::Conv(a) => (a, [inputs.first()?, out]),

@@ -1,12 +1,29 @@
 //! The rules, one line each.
 //!
 //! A rule is a function from one form of a class to an equal form, with its
-//! conditions beside it; it holds for every shape it matches. Tagged forms are
-//! roots and stay as they are. No rule is a general law such as commutativity:
-//! each must be able to pay.
+//! conditions beside it; it holds for every shape it matches. No rule is a general
+//! law such as commutativity: each must be able to pay. They are grouped by what they
+//! are about: [`pointwise`] functions, [`structure`] (values that are moved), [`sums`]
+//! that share an operand, [`pooling`] and [`windows`] of convolutions.
+//!
+//! A form that is tagged as a root keeps its tag: a rule that makes another op of it
+//! makes that the root; one that only names another class does not apply.
+//!
+//! Three rewrites are known and left out. A norm's gradient from its output divides by
+//! γ, which may be zero, and what a network keeps is the ReLU of that output anyway. A
+//! frozen norm folded into its convolution needs the unfolded result as well as soon as
+//! γ is trained, as it is in every built-in network. Nearest upsampling before a
+//! convolution as a sub-pixel convolution needs weights summed over taps and a shuffle
+//! that the tape does not have, and no built-in network upsamples so.
+
+mod pointwise;
+mod pooling;
+mod structure;
+mod sums;
+mod windows;
 
 use egg::{Applier, EGraph, Id, PatternAst, Rewrite, SearchMatches, Searcher, Subst, Symbol, Var};
-use sstep_autodiff::{Num, Op, Saved, UnaryKind};
+use sstep_autodiff::{Op, Ty};
 
 use super::lang::{Expr, Facts, Head};
 
@@ -21,109 +38,102 @@ pub enum Term {
 /// The e-graph of a program.
 type Graph = EGraph<Expr, Facts>;
 
-/// A rule: name, and the equal form of one e-node if the rule applies.
-pub type Rule = (&'static str, fn(&Graph, &Expr) -> Option<Term>);
+/// What a rule does: the equal form of one e-node, if the rule applies.
+type Matcher = fn(&Graph, &Expr) -> Option<Term>;
+
+/// A rule: its name, and what it does.
+pub type Rule = (&'static str, Matcher);
 
 /// All rules.
 pub const RULES: &[Rule] = &[
-    ("gradient of a function from its value", grad_from_value),
-    ("relu of relu", relu_of_relu),
-    ("scale of scale", scale_of_scale),
-    ("scale by one", scale_by_one),
-    ("slice of what was concatenated", slice_of_concat),
-    ("slice of what was padded", slice_of_pad),
+    (
+        "gradient of a function from its value",
+        pointwise::grad_from_value,
+    ),
+    ("relu of relu", pointwise::relu_of_relu),
+    ("mask of a mask", pointwise::mask_of_mask),
+    ("scale of scale", pointwise::scale_of_scale),
+    ("scale by one", pointwise::scale_by_one),
+    ("sum of scaled", pointwise::sum_of_scaled),
+    ("product with one value", pointwise::product_with_one_value),
+    ("sum with zeros", pointwise::sum_with_zeros),
+    ("slice of everything", structure::slice_of_everything),
+    ("slice of slice", structure::slice_of_slice),
+    ("slice of what was concatenated", structure::slice_of_concat),
+    ("slice of what was padded", structure::slice_of_pad),
+    ("padding of nothing", structure::pad_of_nothing),
+    ("padding of padding", structure::pad_of_pad),
+    (
+        "concatenation of concatenations",
+        structure::concat_of_concats,
+    ),
+    (
+        "concatenation of neighbouring slices",
+        structure::concat_of_slices,
+    ),
+    ("sum of paddings is a concatenation", structure::sum_of_pads),
+    ("scale of a repeated vector", structure::scale_of_broadcast),
+    (
+        "sum over space of a repeated vector",
+        structure::sum_of_broadcast,
+    ),
+    ("sum over space of a scaled map", structure::sum_of_scaled),
+    (
+        "sum over space of a concatenation",
+        structure::sum_of_concat,
+    ),
+    (
+        "sum of convolutions that share the map",
+        sums::convolutions_of_one_map,
+    ),
+    (
+        "sum of convolutions that share the weight",
+        sums::convolutions_by_one_weight,
+    ),
+    (
+        "sum of weight gradients that share an operand",
+        sums::weight_gradients,
+    ),
+    (
+        "sum of linear layers that share an operand",
+        sums::linear_layers,
+    ),
+    ("max-pool of relu", pooling::pool_of_relu),
+    (
+        "gradient of a max-pool of relu",
+        pooling::grad_of_pool_of_relu,
+    ),
+    (
+        "sum over space of a 1x1 convolution",
+        pooling::sum_of_one_by_one,
+    ),
+    (
+        "1x1 convolution of a repeated vector",
+        pooling::one_by_one_of_broadcast,
+    ),
+    (
+        "1x1 weight gradient of a repeated vector",
+        pooling::one_by_one_weight_of_broadcast,
+    ),
+    ("convolution of a concatenation", windows::conv_of_concat),
+    ("slice of a data gradient", windows::slice_of_transpose),
+    (
+        "weight gradient of a concatenation",
+        windows::weight_of_concat,
+    ),
+    ("scaled convolution", windows::scaled_conv),
+    ("convolution of a scaled map", windows::conv_of_scaled),
+    ("weight gradient of a scaled map", windows::weight_of_scaled),
 ];
 
-/// `f̄(x, ȳ) = f̄(f(x), ȳ)` where the value determines the slope: the argument
-/// need not be kept.
-fn grad_from_value(_: &Graph, e: &Expr) -> Option<Term> {
-    let Op::UnaryGrad {
-        kind,
-        saved: Saved::Input,
-    } = e.head.op
-    else {
-        return None;
-    };
-    let value = Term::Node(Op::Unary(kind), vec![Term::Class(e.children[0])]);
-    kind.grad_from_output().then(|| {
-        let op = Op::UnaryGrad {
-            kind,
-            saved: Saved::Output,
-        };
-        Term::Node(op, vec![value, Term::Class(e.children[1])])
-    })
+/// Type of a class.
+fn ty(g: &Graph, class: Id) -> Option<Ty> {
+    g[class].data.ty
 }
 
-/// `relu(relu(x)) = relu(x)`.
-fn relu_of_relu(g: &Graph, e: &Expr) -> Option<Term> {
-    let relu = Op::Unary(UnaryKind::Relu);
-    let inner = (e.head.op == relu).then(|| inner(g, e.children[0], |op| *op == relu))?;
-    inner.map(|_| Term::Class(e.children[0]))
-}
-
-/// `a (b x) = (a b) x`.
-fn scale_of_scale(g: &Graph, e: &Expr) -> Option<Term> {
-    let Op::Scale { factor: a } = e.head.op else {
-        return None;
-    };
-    let inner = inner(g, e.children[0], |op| matches!(op, Op::Scale { .. }))?;
-    let Op::Scale { factor: b } = inner.head.op else {
-        return None;
-    };
-    let op = Op::Scale {
-        factor: Num::new(a.get() * b.get()),
-    };
-    Some(Term::Node(op, vec![Term::Class(inner.children[0])]))
-}
-
-/// `1 x = x`.
-fn scale_by_one(_: &Graph, e: &Expr) -> Option<Term> {
-    match e.head.op {
-        Op::Scale { factor } if factor.get() == 1.0 => Some(Term::Class(e.children[0])),
-        _ => None,
-    }
-}
-
-/// A slice of exactly one part of a concatenation is that part.
-fn slice_of_concat(g: &Graph, e: &Expr) -> Option<Term> {
-    let Op::Slice(slice) = e.head.op else {
-        return None;
-    };
-    let inner = inner(g, e.children[0], |op| matches!(op, Op::Concat))?;
-    let mut first = 0;
-    for &part in &inner.children {
-        let shape = g[part].data.ty?.shape;
-        let whole_space = shape
-            .spatial()
-            .iter()
-            .enumerate()
-            .all(|(s, &extent)| slice.start[1 + s] == 0 && slice.len[1 + s] == extent);
-        let same = slice.start[0] == first && slice.len[0] == shape.channels();
-        if whole_space && same {
-            return Some(Term::Class(part));
-        }
-        first += shape.channels();
-    }
-    None
-}
-
-/// A slice that takes off exactly what was padded on.
-fn slice_of_pad(g: &Graph, e: &Expr) -> Option<Term> {
-    let Op::Slice(slice) = e.head.op else {
-        return None;
-    };
-    let inner = inner(g, e.children[0], |op| matches!(op, Op::Pad(_)))?;
-    let Op::Pad(pad) = inner.head.op else {
-        return None;
-    };
-    let shape = g[inner.children[0]].data.ty?.shape;
-    let exact = shape
-        .dims()
-        .iter()
-        .skip(1)
-        .enumerate()
-        .all(|(axis, &extent)| slice.start[axis] == pad.lo[axis] && slice.len[axis] == extent);
-    exact.then(|| Term::Class(inner.children[0]))
+/// Whether two ids are one class.
+fn same(g: &Graph, a: Id, b: Id) -> bool {
+    g.find(a) == g.find(b)
 }
 
 /// A form of a class whose op is wanted.
@@ -131,10 +141,22 @@ fn inner(g: &Graph, class: Id, want: impl Fn(&Op) -> bool) -> Option<&Expr> {
     g[class].nodes.iter().find(|e| want(&e.head.op))
 }
 
-/// All rules as egg runs them.
-pub fn rewrites() -> Vec<Rewrite<Expr, Facts>> {
-    RULES
+/// A class as a term.
+fn class(id: Id) -> Term {
+    Term::Class(id)
+}
+
+/// An op over classes as a term.
+fn over(op: Op, inputs: &[Id]) -> Term {
+    Term::Node(op, inputs.iter().map(|&i| Term::Class(i)).collect())
+}
+
+/// The rules as egg runs them; only that of the given name, if one is given.
+pub fn rewrites(only: Option<&str>) -> Vec<Rewrite<Expr, Facts>> {
+    let wanted = RULES
         .iter()
+        .filter(|(name, _)| only.is_none_or(|o| o == *name));
+    wanted
         .map(|&(name, rule)| {
             Rewrite::new(name, Forms(rule), Forms(rule))
                 .expect("a rule without variables binds all of them")
@@ -143,12 +165,17 @@ pub fn rewrites() -> Vec<Rewrite<Expr, Facts>> {
 }
 
 /// Finds classes with a form that a rule applies to, and adds its equal.
-struct Forms(fn(&Graph, &Expr) -> Option<Term>);
+struct Forms(Matcher);
 
 impl Forms {
-    fn terms(&self, g: &Graph, class: Id) -> Vec<Term> {
-        let untagged = g[class].nodes.iter().filter(|e| e.head.tag.is_none());
-        untagged.filter_map(|e| (self.0)(g, e)).collect()
+    /// Equal forms of a class, by this rule.
+    fn terms(&self, g: &Graph, class: Id) -> Vec<(Head, Term)> {
+        let forms = g[class].nodes.iter().filter(|e| !e.head.op.is_leaf());
+        let terms = forms.filter_map(|e| Some((e.head, (self.0)(g, e)?)));
+        // A root that is another node's value still has to be a node of its own.
+        terms
+            .filter(|(head, term)| head.tag.is_none() || matches!(term, Term::Node(..)))
+            .collect()
     }
 }
 
@@ -184,8 +211,15 @@ impl Applier<Expr, Facts> for Forms {
         rule: Symbol,
     ) -> Vec<Id> {
         let mut changed = Vec::new();
-        for term in self.terms(egraph, eclass) {
-            let id = add(egraph, &term);
+        for (head, term) in self.terms(egraph, eclass) {
+            let id = match &term {
+                Term::Node(op, inputs) => {
+                    let children = inputs.iter().map(|t| add(egraph, t)).collect();
+                    let head = Head { op: *op, ..head };
+                    egraph.add(Expr { head, children })
+                }
+                Term::Class(id) => *id,
+            };
             if egraph.union_trusted(eclass, id, rule) {
                 changed.push(id);
             }
