@@ -62,9 +62,6 @@ pub struct Extracted {
     pub bound: f64,
 }
 
-/// Integer programs solved at most, each with the cycles of the last forbidden.
-const ROUNDS: usize = 40;
-
 /// Effort of an extraction for its own sake.
 const EFFORT: Effort = Effort {
     gap: 0.0,
