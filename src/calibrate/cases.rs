@@ -20,7 +20,7 @@ pub enum Case {
     /// A kernel on whole maps.
     Kernel {
         /// The op.
-        op: Op,
+        op: Box<Op>,
         /// Types of its inputs.
         inputs: Vec<Ty>,
         /// Type of its result.
@@ -110,7 +110,11 @@ fn flat(dims: &[usize]) -> Ty {
 
 fn kernel(op: Op, inputs: Vec<Ty>) -> Case {
     let out = infer(&op, &inputs).expect("the stand-in of a family is well-formed");
-    Case::Kernel { op, inputs, out }
+    Case::Kernel {
+        op: Box::new(op),
+        inputs,
+        out,
+    }
 }
 
 /// The call of a family at a width in channels and a number of positions.
