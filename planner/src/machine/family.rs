@@ -35,7 +35,7 @@ pub enum ConvRole {
     Weight,
 }
 
-/// Kernels that run at one speed: see the [module](self).
+/// Kernels that run at one speed, depending on width and size of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// Convolutions.
