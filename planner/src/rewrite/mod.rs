@@ -33,6 +33,18 @@ pub struct RewriteReport {
     pub stop: String,
 }
 
+impl std::fmt::Display for RewriteReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (before, after) = self.nodes;
+        write!(f, "{before} nodes became {after}")?;
+        for (at, (rule, times)) in self.applied.iter().enumerate() {
+            let lead = if at == 0 { " by" } else { "," };
+            write!(f, "{lead} {rule} ({times})")?;
+        }
+        write!(f, "; rules stopped: {}", self.stop)
+    }
+}
+
 /// An equal program, the best at some price of memory.
 #[derive(Clone, Debug)]
 pub struct Variant {
@@ -193,6 +205,12 @@ mod tests {
         let is_mask = |o: &Op| matches!(o, Op::UnaryGrad { .. });
         assert_eq!(count(&program, &is_mask), 2);
         assert_eq!(count(&after, &is_mask), 1, "{report:?}");
+        let said = report.to_string();
+        assert!(said.starts_with("16 nodes became 14 by "), "{said}");
+        assert!(
+            said.ends_with("rules stopped: nothing new was found"),
+            "{said}"
+        );
         // None reads what only it needs: an argument that is a relu itself is kept
         // for the next weight gradient anyway.
         for n in &after.nodes {
