@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use sstep_autodiff::{DType, TapeError};
-use sstep_executor::ExecError;
 use sstep_executor::source::SourceError;
+use sstep_executor::{DeviceError, ExecError};
 use sstep_planner::PlanError;
 
 use crate::slide::SlideError;
@@ -186,6 +186,8 @@ impl Error {
                 PlanError::BadSize { .. }
                 | PlanError::ZeroBudget
                 | PlanError::MixedRank { .. }
+                | PlanError::ProfileVersion { .. }
+                | PlanError::Profile { .. }
                 | PlanError::UnknownStrategy { .. },
             ) => 2,
             Error::Exec(
@@ -193,7 +195,14 @@ impl Error {
                 | ExecError::Shape { .. }
                 | ExecError::FeedKind { .. }
                 | ExecError::UnknownParam { .. }
-                | ExecError::UnsetParam { .. },
+                | ExecError::UnsetParam { .. }
+                | ExecError::Device(
+                    DeviceError::NotBuilt
+                    | DeviceError::NoDriver
+                    | DeviceError::NoDevice { .. }
+                    | DeviceError::Capability { .. }
+                    | DeviceError::NoNvrtc,
+                ),
             ) => 2,
             Error::Exec(ExecError::Source { source, .. }) | Error::Source(source) => match source {
                 SourceError::Read { .. } | SourceError::Changed { .. } => 1,

@@ -34,18 +34,22 @@
 
 #![forbid(unsafe_code)]
 
+mod calibrate;
 pub mod config;
 pub mod data;
 mod error;
 pub mod nn;
 pub mod optim;
 pub mod params;
+mod profile;
 mod report;
 mod session;
 pub mod slide;
 mod train;
 
+pub use calibrate::{CalibrateOptions, calibrate};
 pub use error::Error;
+pub use profile::{Profile, ProfileOrigin, profile_path};
 pub use report::{Pair, REPORT_HEADING, Report, peak_rss_bytes};
 pub use session::{OptimiserState, Session, SessionOptions, Step, differentiate};
 pub use train::{TrainEvent, TrainOptions, TrainStep, Trainer};
@@ -55,9 +59,10 @@ pub use sstep_autodiff::{
 };
 pub use sstep_executor::source;
 pub use sstep_executor::{
-    ExecError, Executor, Feed, Feeds, Measured, Progress, StepHow, Tensor, reference,
+    Device, DeviceError, DeviceInfo, ExecError, Executor, Feed, Feeds, Measured, Progress, Spent,
+    StepHow, Tensor, Timings, devices, reference,
 };
 pub use sstep_planner::{
-    Budget, ByteSize, CapPoint, Comparison, Machine, Plan, PlanError, Program, StepSpec, Strategy,
-    StrategyLine, plan, verify,
+    Budget, ByteSize, CapPoint, Comparison, Family, Machine, Plan, PlanError, Program, StepSpec,
+    Strategy, StrategyLine, Unit, plan, verify,
 };

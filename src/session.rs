@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sstep_autodiff::{DType, Op, Shape, Tape, backward};
 use sstep_executor::source::TileSource;
-use sstep_executor::{Executor, Feed, Feeds, Progress, StepHow, StepReport};
+use sstep_executor::{Device, Executor, Feed, Feeds, Progress, StepHow, StepReport};
 use sstep_planner::{Budget, Machine, Plan, Program, StepSpec, Strategy, plan};
 
 use crate::error::Error;
@@ -23,6 +23,8 @@ use crate::params::{Element, Tensors};
 pub struct SessionOptions {
     /// Memory that steps may use.
     pub budget: Budget,
+    /// What carries the plans out.
+    pub device: Device,
     /// How to plan.
     pub strategy: Strategy,
     /// What the machine can do.
@@ -39,6 +41,7 @@ impl SessionOptions {
     pub fn new(budget: Budget) -> Self {
         SessionOptions {
             budget,
+            device: Device::Cpu,
             strategy: Strategy::Optimal,
             machine: Machine::default(),
             seed: 0,
@@ -340,7 +343,7 @@ impl<T: Element> Session<T> {
         self.live = None;
         let prepared = &self.prepared[key];
         let program = &prepared.plan.program;
-        let mut executor = Executor::new((*prepared.plan).clone())?;
+        let mut executor = Executor::on((*prepared.plan).clone(), &self.options.device)?;
         for (name, shape) in params_of(program) {
             let given = match self.params.get(&name) {
                 Some(given) if given.shape == shape => given.data.clone(),
@@ -380,7 +383,7 @@ impl<T: Element> Session<T> {
             let tensor = live.executor.param(&name)?;
             self.params.insert(name, tensor);
         }
-        for (name, slot, tensor) in live.executor.optimiser_state() {
+        for (name, slot, tensor) in live.executor.optimiser_state()? {
             self.state.insert((name, slot), tensor);
         }
         Ok(())

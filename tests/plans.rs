@@ -111,7 +111,7 @@ fn loops(plan: &Plan) -> Vec<&Stage> {
 
 #[test]
 fn a_chain_of_frozen_norms_is_one_forward_and_one_carried_backward_stage() {
-    let plan = planned(FROZEN, 6 << 20, 0, Strategy::Optimal);
+    let plan = planned(FROZEN, 4 << 20, 0, Strategy::Optimal);
     let loops = loops(&plan);
     assert_eq!(loops.len(), 2, "{}", plan.explain());
     assert!(plan.host.is_empty());

@@ -50,13 +50,21 @@ fn check(text: &str, convolutions: usize) {
         assert!(e <= 1e-3, "{name} differs from a direct run by {e:e}");
     }
     let mut tiled = 0;
-    for part in [2, 3, 4, 6, 8] {
-        let plan = match plan(whole / part, Strategy::Optimal) {
-            Err(PlanError::Infeasible { .. }) => break,
+    let parts = [2, 3, 4, 6, 8];
+    let strategies = [Strategy::Optimal, Strategy::Streaming, Strategy::OffloadAll];
+    for (part, strategy) in parts.into_iter().flat_map(|p| strategies.map(|s| (p, s))) {
+        let plan = match plan(whole / part, strategy) {
+            Err(PlanError::Infeasible { .. }) => continue,
             plan => plan.expect("a plan"),
         };
-        // The smallest caps only direct sums may fit.
-        if n_winograd(&plan) == 0 {
+        // Under the smallest caps some or all are direct sums.
+        if n_winograd(&plan) < 3 * convolutions {
+            for (name, e) in differences(&execute_as_promised(plan, &values), &want) {
+                assert!(
+                    e <= 1e-3,
+                    "{name} of a mixed plan differs by {e:e} at 1/{part}"
+                );
+            }
             continue;
         }
         tiled += usize::from(plan.stages.iter().any(|s| s.n_tiles() > 1));

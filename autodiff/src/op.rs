@@ -198,16 +198,16 @@ pub enum Op {
     ChannelSum,
 
     // --- structure --------------------------------------------------------
-    /// `(a, b, …)` → channels one after another; maps or flat `[N, C]`, alike in
-    /// all else.
+    /// `(a, b, …)` → channels one after another; maps or flat `[N, C, …]` such as
+    /// weights, alike in all else.
     ///
     /// **VJP.** A [`Op::Slice`] of `ȳ` for each. Saves nothing.
     Concat,
-    /// `(x)` → a box of channels and space; a map or flat `[N, C]`.
+    /// `(x)` → a box of channels and space; a map or flat `[N, C, …]`.
     ///
     /// **VJP.** [`Op::Pad`]. Saves nothing. **Regions.** Shifted by the start.
     Slice(SliceAttrs),
-    /// `(x)` → zeros around channels and space; a map or flat `[N, C]`.
+    /// `(x)` → zeros around channels and space; a map or flat `[N, C, …]`.
     ///
     /// **VJP.** [`Op::Slice`]. Saves nothing. **Regions.** Shifted back, clipped.
     Pad(PadAttrs),

@@ -7,12 +7,15 @@
 
 #![forbid(unsafe_code)]
 
+mod breakdown;
 mod cases;
 mod chart;
 mod extract;
 mod layers;
 mod pack;
 mod planning;
+mod profile;
+mod rewrites;
 mod step;
 mod strategies;
 mod table;
@@ -38,6 +41,8 @@ enum Command {
     Layers(layers::Args),
     Pack(pack::Args),
     Planning(planning::Args),
+    Profile(profile::Args),
+    Rewrites(rewrites::Args),
     Strategies(strategies::Args),
     Extract(extract::Args),
     Step(step::Args),
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
         Command::Layers(args) => layers::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Planning(args) => planning::run(&args),
+        Command::Profile(args) => profile::run(&args),
+        Command::Rewrites(args) => rewrites::run(&args),
         Command::Strategies(args) => strategies::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Step(args) => step::run(&args),

@@ -15,6 +15,7 @@ use sstep::source::ArraySource;
 use sstep::{Budget, ByteSize, Feed, Session, SessionOptions, Shape, Strategy};
 
 use crate::Outcome;
+use crate::breakdown;
 use crate::table::{Cell, Table};
 use crate::torch::Torch;
 
@@ -41,6 +42,9 @@ pub struct Args {
     /// Turns of every contender.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Also prints where each contender's last step spent its time.
+    #[arg(long)]
+    profile: bool,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -98,6 +102,7 @@ struct Contender {
     secs: Vec<f64>,
     device_bytes: u64,
     host_bytes: u64,
+    profile: Option<Table>,
 }
 
 /// Runs the subcommand.
@@ -127,6 +132,7 @@ pub fn run(args: &Args) -> Outcome {
                 secs: Vec::new(),
                 device_bytes: 0,
                 host_bytes: 0,
+                profile: None,
             }),
             Err(error) => eprintln!("{name}: {error}"),
         }
@@ -150,6 +156,7 @@ pub fn run(args: &Args) -> Outcome {
             }
             c.device_bytes = measured.peak_bytes;
             c.host_bytes = measured.host_peak_bytes;
+            c.profile = (args.profile).then(|| breakdown::table(&step.plan, &step.report.timings));
         }
         for (layout, secs, rss) in &mut theirs {
             let (Some(torch), true) = (&mut torch, round > 0) else {
@@ -203,6 +210,14 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
             ratio(untiled, secs),
             ratio(best, secs),
         ]);
+    }
+    for c in &ours {
+        if let Some(profile) = &c.profile {
+            if !args.json {
+                println!("{}", c.name);
+            }
+            profile.print(args.json);
+        }
     }
     for (layout, secs, rss) in &theirs {
         let Some(secs) = median(secs) else { continue };

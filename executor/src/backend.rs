@@ -7,7 +7,8 @@
 use sstep_autodiff::{Op, Region, Ty};
 use sstep_kernels::{In, Layout, Out, Real, UpdateRule};
 
-use crate::source::{SourceError, TileSource};
+use crate::error::ExecError;
+use crate::source::TileSource;
 
 /// A tensor, or a box of one, in the arena.
 #[derive(Clone, Copy, Debug)]
@@ -49,42 +50,68 @@ pub enum Partial {
 }
 
 /// A device: one arena, regions in and out, kernel launches.
+///
+/// Calls take effect in their order. A device may be behind when a call
+/// returns; [`Backend::read`] and [`Backend::wait`] wait for all that came before.
+/// Host memory that a call was given is free to be used when it returns.
+///
+/// # Errors
+/// Every method fails if the device does, with [`ExecError::Device`]. The step is
+/// then abandoned.
+#[allow(clippy::missing_errors_doc, reason = "said once, for all methods")]
 pub trait Backend<T: Real> {
     /// Computes a region of a map, or a flat tensor.
-    fn compute(&mut self, launch: &Launch<'_>, out: &Place);
+    fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError>;
 
     /// Clears a reduction with result type `out`.
-    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty);
+    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) -> Result<(), ExecError>;
 
     /// Adds a region of the domain to a reduction.
-    fn accumulate(&mut self, launch: &Launch<'_>, partial: &Partial, out: &Ty);
+    fn accumulate(
+        &mut self,
+        launch: &Launch<'_>,
+        partial: &Partial,
+        out: &Ty,
+    ) -> Result<(), ExecError>;
 
     /// Turns a partial result into the result.
-    fn finish(&mut self, op: &Op, inputs: &[Ty], partial: &Partial, out: &Place);
+    fn finish(
+        &mut self,
+        op: &Op,
+        inputs: &[Ty],
+        partial: &Partial,
+        out: &Place,
+    ) -> Result<(), ExecError>;
 
     /// Moves `keep` to the front of a window that now holds `from`; afterwards
     /// it holds `to`, the same buffer at its new origin.
-    fn slide(&mut self, from: &Place, to: &Place, keep: &Region);
+    fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError>;
 
     /// Copies a region of a host tensor to the device.
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place);
+    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError>;
 
     /// Copies a region of a device tensor to the host.
-    fn download(&mut self, src: &Place, region: &Region, host: &Out<'_, T>);
+    fn download(
+        &mut self,
+        src: &Place,
+        region: &Region,
+        host: &Out<'_, T>,
+    ) -> Result<(), ExecError>;
 
     /// Copies a region within the arena.
-    fn copy(&mut self, src: &Place, region: &Region, dst: &Place);
+    fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError>;
 
     /// Reads a region of a source to the device.
     ///
     /// # Errors
-    /// What the source says.
+    /// [`ExecError::Source`] with what the source says of input `name`.
     fn read_source(
         &mut self,
+        name: &str,
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), SourceError>;
+    ) -> Result<(), ExecError>;
 
     /// Updates a parameter. `t` counts from 1.
     fn update(
@@ -95,11 +122,14 @@ pub trait Backend<T: Real> {
         param: &Place,
         grad: &Place,
         slots: &[Place],
-    );
+    ) -> Result<(), ExecError>;
 
     /// Copies a whole dense tensor to the device.
-    fn write(&mut self, place: &Place, data: &[T]);
+    fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError>;
 
     /// Copies a whole dense tensor from the device.
-    fn read(&mut self, place: &Place) -> Vec<T>;
+    fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError>;
+
+    /// Waits until everything has been done.
+    fn wait(&mut self) -> Result<(), ExecError>;
 }

@@ -9,56 +9,55 @@
 //! kernel reads and writes different buffers of one allocation. That they do
 //! not overlap while live is what the plan's verifier has checked.
 
-use std::alloc::{Layout as Memory, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
-
+use memmap2::MmapMut;
 use rayon::prelude::*;
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
 use sstep_kernels::{Box4, In, Job, Layout, Out, Real, State, UpdateRule, cpu, optim};
 
 use crate::backend::{Backend, Launch, Partial, Place};
 use crate::error::ExecError;
-use crate::source::{SourceError, TileSource};
-
-/// Alignment of the arena in bytes: a huge page, so that one can back it.
-const ARENA_ALIGN: usize = 2 << 20;
+use crate::source::TileSource;
 
 /// Elements from which on a copy is split over threads.
 const PARALLEL_COPY: usize = 1 << 16;
 
 /// The CPU's arena.
 pub struct Cpu {
-    base: NonNull<u8>,
-    memory: Memory,
+    /// Touched through raw views only.
+    memory: MmapMut,
+    bytes: usize,
 }
 
-// SAFETY: the arena is plain memory, owned by this value alone.
-unsafe impl Send for Cpu {}
-
 impl Cpu {
-    /// Allocates an arena of exactly `bytes`.
+    /// Maps an arena of exactly `bytes`.
     ///
     /// # Errors
     /// [`ExecError::Arena`] if that much cannot be had.
     pub fn new(bytes: u64) -> Result<Self, ExecError> {
         let failed = || ExecError::Arena { bytes };
-        let size = usize::try_from(bytes).map_err(|_| failed())?.max(64);
-        let align = if size >= ARENA_ALIGN { ARENA_ALIGN } else { 64 };
-        let memory = Memory::from_size_align(size, align).map_err(|_| failed())?;
-        // SAFETY: the size is not zero.
-        let base = NonNull::new(unsafe { alloc_zeroed(memory) }).ok_or_else(failed)?;
-        Ok(Cpu { base, memory })
+        let size = usize::try_from(bytes).map_err(|_| failed())?;
+        // A mapping of nothing is refused.
+        let memory = MmapMut::map_anon(size.max(1)).map_err(|_| failed())?;
+        // Channels of a large map lie megabytes apart, so that a kernel walks
+        // over more small pages than a processor keeps translations of. That a
+        // system has no huge pages costs time and nothing else.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        Ok(Cpu {
+            memory,
+            bytes: size,
+        })
     }
 
     fn at<U>(&self, offset: u64, len: usize) -> *mut U {
         let end = offset as usize + len * std::mem::size_of::<U>();
-        assert!(end <= self.memory.size(), "a buffer lies within the arena");
+        assert!(end <= self.bytes, "a buffer lies within the arena");
         assert!(
             (offset as usize).is_multiple_of(std::mem::align_of::<U>()),
             "buffers are aligned"
         );
         // SAFETY: in bounds as just checked.
-        unsafe { self.base.as_ptr().add(offset as usize).cast() }
+        unsafe { self.memory.as_ptr().add(offset as usize).cast_mut().cast() }
     }
 
     fn input<'a, T: Real>(&self, place: &Place) -> In<'a, T> {
@@ -105,41 +104,49 @@ impl Cpu {
     }
 }
 
-impl Drop for Cpu {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this very layout.
-        unsafe { dealloc(self.base.as_ptr(), self.memory) }
-    }
-}
-
 impl<T: Real> Backend<T> for Cpu {
-    fn compute(&mut self, launch: &Launch<'_>, out: &Place) {
+    fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
         let workspace = self.workspace(launch);
         let mut out = self.output::<T>(out);
         self.with_job(launch, |job| cpu::run(job, &mut out, workspace));
+        Ok(())
     }
 
-    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) {
+    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) -> Result<(), ExecError> {
         cpu::begin::<T>(op, &mut self.state(partial), out);
+        Ok(())
     }
 
-    fn accumulate(&mut self, launch: &Launch<'_>, partial: &Partial, out: &Ty) {
+    fn accumulate(
+        &mut self,
+        launch: &Launch<'_>,
+        partial: &Partial,
+        out: &Ty,
+    ) -> Result<(), ExecError> {
         let workspace = self.workspace(launch);
         let mut state = self.state::<T>(partial);
         self.with_job(launch, |job| {
             cpu::accumulate(job, &mut state, out, workspace)
         });
+        Ok(())
     }
 
-    fn finish(&mut self, op: &Op, inputs: &[Ty], partial: &Partial, out: &Place) {
+    fn finish(
+        &mut self,
+        op: &Op,
+        inputs: &[Ty],
+        partial: &Partial,
+        out: &Place,
+    ) -> Result<(), ExecError> {
         debug_assert!(
             matches!(partial, Partial::InPlace(_))
                 == (op.reduction_state(&out.layout.ty::<T>()) == ReductionState::InPlace)
         );
         cpu::finish::<T>(op, inputs, &mut self.state(partial), &mut self.output(out));
+        Ok(())
     }
 
-    fn slide(&mut self, from: &Place, to: &Place, keep: &Region) {
+    fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError> {
         let keep = Box4::lift(keep);
         let (old, new) = (self.input::<T>(from), self.output::<T>(to));
         // Rows move towards the front in ascending order, so no row is
@@ -167,27 +174,41 @@ impl<T: Real> Backend<T> for Cpu {
         } else {
             (0..channels).for_each(one);
         }
+        Ok(())
     }
 
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) {
+    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
         copy_box(host, region, &self.output(dst));
+        Ok(())
     }
 
-    fn download(&mut self, src: &Place, region: &Region, host: &Out<'_, T>) {
+    fn download(
+        &mut self,
+        src: &Place,
+        region: &Region,
+        host: &Out<'_, T>,
+    ) -> Result<(), ExecError> {
         copy_box(&self.input(src), region, host);
+        Ok(())
     }
 
-    fn copy(&mut self, src: &Place, region: &Region, dst: &Place) {
+    fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError> {
         copy_box::<T>(&self.input(src), region, &self.output(dst));
+        Ok(())
     }
 
     fn read_source(
         &mut self,
+        name: &str,
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), SourceError> {
-        source.read(region, &mut self.output(dst))
+    ) -> Result<(), ExecError> {
+        let read = source.read(region, &mut self.output(dst));
+        read.map_err(|source| ExecError::Source {
+            name: name.to_owned(),
+            source,
+        })
     }
 
     fn update(
@@ -198,19 +219,25 @@ impl<T: Real> Backend<T> for Cpu {
         param: &Place,
         grad: &Place,
         slots: &[Place],
-    ) {
+    ) -> Result<(), ExecError> {
         let whole = |p: &Place| self.slice::<T>(p.offset, p.layout.len);
         let mut slots: Vec<&mut [T]> = slots.iter().map(whole).collect();
         optim::update(rule, lr, t, whole(param), whole(grad), &mut slots);
+        Ok(())
     }
 
-    fn write(&mut self, place: &Place, data: &[T]) {
+    fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {
         self.slice(place.offset, place.layout.len)
             .copy_from_slice(data);
+        Ok(())
     }
 
-    fn read(&mut self, place: &Place) -> Vec<T> {
-        self.slice::<T>(place.offset, place.layout.len).to_vec()
+    fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
+        Ok(self.slice::<T>(place.offset, place.layout.len).to_vec())
+    }
+
+    fn wait(&mut self) -> Result<(), ExecError> {
+        Ok(())
     }
 }
 

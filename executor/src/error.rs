@@ -2,6 +2,7 @@
 
 use sstep_autodiff::{DType, Shape};
 
+use crate::device::DeviceError;
 use crate::source::SourceError;
 
 /// Why a step could not be carried out. Nothing is retried: a plan has no slack
@@ -14,6 +15,9 @@ pub enum ExecError {
         /// Its size.
         bytes: u64,
     },
+    /// The device cannot be had, or has failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The plan is for another element type.
     #[error("the plan computes in {plan}, but {asked} was asked for")]
     DType {

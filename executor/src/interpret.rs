@@ -40,6 +40,44 @@ pub struct Measured {
     pub secs: f64,
 }
 
+/// What some instructions took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// How often they ran.
+    pub calls: u64,
+    /// Positions they computed, of all channels each; bytes of a copy.
+    pub amount: u64,
+    /// Seconds in all.
+    pub secs: f64,
+}
+
+impl Spent {
+    fn add(&mut self, amount: u64, since: Instant) {
+        self.calls += 1;
+        self.amount += amount;
+        self.secs += since.elapsed().as_secs_f64();
+    }
+}
+
+/// Where a step's time went.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Kernels by the node that they compute, in the program's order.
+    pub nodes: Vec<Spent>,
+    /// Regions read from sources.
+    pub source: Spent,
+    /// Regions copied from the host.
+    pub upload: Spent,
+    /// Regions copied to the host.
+    pub download: Spent,
+    /// Regions copied from windows to whole maps.
+    pub store: Spent,
+    /// Rows that windows kept.
+    pub slide: Spent,
+    /// Parameter updates; the amount is in elements.
+    pub update: Spent,
+}
+
 /// How far a step is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
@@ -69,13 +107,14 @@ pub struct StepHow {
 const LOOKAHEAD: usize = 48;
 
 /// A step being carried out.
-pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
+pub(crate) struct Interpreter<'a, T: Real> {
     pub plan: &'a Plan,
-    pub backend: &'a mut B,
+    pub backend: &'a mut dyn Backend<T>,
     pub sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
     pub how: &'a StepHow,
     pub host: &'a mut HostPool<T>,
     pub measured: Measured,
+    pub timings: Timings,
     /// What each item's window holds, in the running stage.
     present: Vec<Region>,
     /// Position of each node in the running stage.
@@ -86,10 +125,10 @@ pub(crate) struct Interpreter<'a, T: Real, B: Backend<T>> {
 /// Marks a node that is not in the stage.
 const ABSENT: u32 = u32::MAX;
 
-impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
+impl<'a, T: Real> Interpreter<'a, T> {
     pub(crate) fn new(
         plan: &'a Plan,
-        backend: &'a mut B,
+        backend: &'a mut dyn Backend<T>,
         sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
         host: &'a mut HostPool<T>,
         how: &'a StepHow,
@@ -102,6 +141,10 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             how,
             host,
             measured: Measured::default(),
+            timings: Timings {
+                nodes: vec![Spent::default(); plan.program.nodes.len()],
+                ..Timings::default()
+            },
             present: Vec::new(),
             item_of: vec![ABSENT; plan.program.nodes.len()],
             stage: None,
@@ -145,6 +188,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 update: update as u32,
             })?;
         }
+        self.backend.wait()?;
         self.measured.secs = started.elapsed().as_secs_f64();
         Ok(())
     }
@@ -194,18 +238,71 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         })
     }
 
+    /// Runs one instruction and notes what it took.
     fn step(&mut self, instr: Instr) -> Result<(), ExecError> {
+        let started = Instant::now();
+        self.carry_out(instr)?;
+        let program = &self.plan.program;
+        let bytes = |at: At, region: &Region| {
+            let ty = program.node(self.node(at)).ty;
+            region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64
+        };
+        match instr {
+            Instr::Begin { at } | Instr::Finish { at } => {
+                // Part of the reduction, but no call of its own.
+                let node = self.node(at).ix();
+                self.timings.nodes[node].secs += started.elapsed().as_secs_f64();
+            }
+            Instr::Compute { at, region, .. } | Instr::Accumulate { at, region } => {
+                let node = self.node(at).ix();
+                self.timings.nodes[node].add(region.points(), started);
+            }
+            Instr::Flat { at } => {
+                let node = self.node(at).ix();
+                self.timings.nodes[node].add(1, started);
+            }
+            Instr::Slide { at, keep } => {
+                let amount = bytes(at, &keep);
+                self.timings.slide.add(amount, started);
+            }
+            Instr::Fetch { at, region, .. } => {
+                let amount = bytes(at, &region);
+                let spent = match self.item(at).role {
+                    ItemRole::Supply(Home::Source) => &mut self.timings.source,
+                    _ => &mut self.timings.upload,
+                };
+                spent.add(amount, started);
+            }
+            Instr::Store { at, region, home } => {
+                let amount = bytes(at, &region);
+                let spent = match home {
+                    Home::Host(_) => &mut self.timings.download,
+                    Home::Device(_) | Home::Source => &mut self.timings.store,
+                };
+                spent.add(amount, started);
+            }
+            Instr::Update { update } => {
+                let param = program.updates[update as usize].param;
+                let elems = program.node(param).ty.shape.elems() as u64;
+                self.timings.update.add(elems, started);
+            }
+            Instr::Release { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, instr: Instr) -> Result<(), ExecError> {
         match instr {
             Instr::Begin { at } => {
                 let (node, partial) = self.partial(at)?;
                 let this = self.plan.program.node(node);
-                self.backend.begin(&this.op, &partial, &this.ty);
+                self.backend.begin(&this.op, &partial, &this.ty)?;
             }
             Instr::Slide { at, keep } => {
                 let from = self.item_place(at)?;
                 self.present[at.item as usize] = keep;
                 let to = self.item_place(at)?;
-                self.backend.slide(&from, &to, &keep);
+                self.backend.slide(&from, &to, &keep)?;
             }
             Instr::Fetch {
                 at,
@@ -223,7 +320,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 self.present[at.item as usize] = present;
                 let out = self.item_place(at)?;
                 let launch = self.launch(node, region, &inputs);
-                self.backend.compute(&launch, &out);
+                self.backend.compute(&launch, &out)?;
                 self.measured.launches += 1;
             }
             Instr::Store { at, region, home } => {
@@ -232,7 +329,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 match home {
                     Home::Device(b) => {
                         let dst = self.whole(b, node);
-                        self.backend.copy(&src, &region, &dst);
+                        self.backend.copy(&src, &region, &dst)?;
                     }
                     Home::Host(h) => self.offload(h, node, &src, &region)?,
                     Home::Source => return Err(inconsistent("a source is written")),
@@ -243,7 +340,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let inputs = self.inputs(node)?;
                 let launch = self.launch(node, region, &inputs);
                 let ty = self.plan.program.node(node).ty;
-                self.backend.accumulate(&launch, &partial, &ty);
+                self.backend.accumulate(&launch, &partial, &ty)?;
                 self.measured.launches += 1;
             }
             Instr::Finish { at } => {
@@ -251,7 +348,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let out = self.flat(node)?;
                 let tys = self.plan.program.input_tys(node);
                 self.backend
-                    .finish(&self.plan.program.node(node).op, &tys, &partial, &out);
+                    .finish(&self.plan.program.node(node).op, &tys, &partial, &out)?;
             }
             Instr::Flat { at } => {
                 self.enter(at.stage);
@@ -259,7 +356,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
                 let inputs = self.inputs(node)?;
                 let out = self.flat(node)?;
                 let launch = self.launch(node, Region::new(&[]), &inputs);
-                self.backend.compute(&launch, &out);
+                self.backend.compute(&launch, &out)?;
                 self.measured.launches += 1;
             }
             Instr::Release { tensor } => self.host.release(tensor),
@@ -279,19 +376,16 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             ItemRole::Supply(Home::Source) => {
                 let source = self.sources.get(&node);
                 let source = source.ok_or_else(|| inconsistent("a source is missing"))?;
+                let name = &self.plan.program.node(node).name;
                 self.backend
-                    .read_source(source.as_ref(), &region, &dst)
-                    .map_err(|source| ExecError::Source {
-                        name: self.plan.program.node(node).name.clone(),
-                        source,
-                    })?;
+                    .read_source(name, source.as_ref(), &region, &dst)?;
                 self.measured.source_bytes += bytes;
             }
             ItemRole::Supply(Home::Host(h)) => {
                 let data = self.host.get(h);
                 let data = data.ok_or_else(|| inconsistent("a host tensor is not there"))?;
                 let host = In::new(host_layout(&ty), data);
-                self.backend.upload(&host, &region, &dst);
+                self.backend.upload(&host, &region, &dst)?;
                 self.measured.h2d_bytes += bytes;
             }
             _ => return Err(inconsistent("something is fetched from nowhere")),
@@ -309,7 +403,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
         let ty = self.plan.program.node(node).ty;
         let data = self.host.get_mut(h, ty.shape.elems(), T::ZERO);
         self.backend
-            .download(src, region, &Out::new(host_layout(&ty), data));
+            .download(src, region, &Out::new(host_layout(&ty), data))?;
         self.measured.host_peak_bytes = self.host.peak_bytes();
         self.measured.d2h_bytes +=
             region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64;
@@ -325,8 +419,7 @@ impl<'a, T: Real, B: Backend<T>> Interpreter<'a, T, B> {
             .map(|&b| self.whole(b, update.param))
             .collect();
         self.backend
-            .update(&rule, lr, self.how.step + 1, &param, &grad, &slots);
-        Ok(())
+            .update(&rule, lr, self.how.step + 1, &param, &grad, &slots)
     }
 
     /// Forgets the last stage's windows on entering a new one.

@@ -11,6 +11,9 @@
 
 mod backend;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
 mod error;
 mod host;
 mod interpret;
@@ -21,8 +24,9 @@ mod tensor;
 
 pub use backend::{Backend, Launch, Partial, Place};
 pub use cpu::Cpu;
+pub use device::{Device, DeviceError, DeviceInfo, devices};
 pub use error::ExecError;
-pub use interpret::{Measured, Progress, StepHow};
+pub use interpret::{Measured, Progress, Spent, StepHow, Timings};
 pub use reference::reference;
 pub use run::{Executor, Feed, Feeds, StepReport};
 pub use tensor::Tensor;

@@ -12,10 +12,10 @@ use sstep_kernels::{Layout, Real};
 use sstep_planner::{BufferIx, Home, NodeIx, Plan};
 
 use crate::backend::{Backend, Place};
-use crate::cpu::Cpu;
+use crate::device::Device;
 use crate::error::ExecError;
 use crate::host::HostPool;
-use crate::interpret::{Interpreter, Measured, Progress, StepHow, inconsistent, is_fed};
+use crate::interpret::{Interpreter, Measured, Progress, StepHow, Timings, inconsistent, is_fed};
 use crate::source::TileSource;
 use crate::tensor::Tensor;
 
@@ -38,36 +38,59 @@ pub struct StepReport<T> {
     pub outputs: BTreeMap<String, Tensor<T>>,
     /// What it took.
     pub measured: Measured,
+    /// Where its time went.
+    pub timings: Timings,
 }
 
 /// A plan, its arena, and the parameters in it.
 pub struct Executor<T: Real> {
     plan: Plan,
-    cpu: Cpu,
+    backend: Box<dyn Backend<T> + Send>,
     host: HostPool<T>,
     unset: BTreeSet<NodeIx>,
 }
 
 impl<T: Real> Executor<T> {
-    /// Allocates the arena, of exactly the plan's device budget.
+    /// On the CPU. Allocates the arena, of exactly the plan's device budget.
     ///
     /// # Errors
     /// [`ExecError::DType`] if the plan computes in another type,
     /// [`ExecError::Arena`] if the memory cannot be had.
     pub fn new(plan: Plan) -> Result<Self, ExecError> {
+        Self::on(plan, &Device::Cpu)
+    }
+
+    /// On a device. Allocates the arena, of exactly the plan's device budget.
+    ///
+    /// # Errors
+    /// As [`Executor::new`], and [`ExecError::Device`] if the device cannot be had.
+    pub fn on(plan: Plan, device: &Device) -> Result<Self, ExecError> {
+        let bytes = plan.budget.device_bytes;
+        let backend = crate::device::open(device, bytes)?;
+        Self::with_backend(plan, backend)
+    }
+
+    /// On a backend whose arena has at least the plan's device budget.
+    ///
+    /// # Errors
+    /// [`ExecError::DType`] if the plan computes in another type, and what the
+    /// backend says of writing the plan's constants.
+    pub fn with_backend(
+        plan: Plan,
+        backend: Box<dyn Backend<T> + Send>,
+    ) -> Result<Self, ExecError> {
         if plan.program.dtype != T::DTYPE {
             return Err(ExecError::DType {
                 plan: plan.program.dtype,
                 asked: T::DTYPE,
             });
         }
-        let cpu = Cpu::new(plan.budget.device_bytes)?;
         let is_param = |n: &NodeIx| matches!(plan.program.node(*n).op, Op::Param { .. });
         let unset = plan.program.indices().filter(is_param).collect();
         let host = HostPool::new(plan.host.len(), plan.predicted.host_peak_bytes);
         let mut this = Executor {
             plan,
-            cpu,
+            backend,
             host,
             unset,
         };
@@ -76,7 +99,7 @@ impl<T: Real> Executor<T> {
             if let Op::Constant { value } = program.node(n).op {
                 let place = this.flat(n)?;
                 let data = vec![T::from_f64(value.get()); place.layout.len];
-                this.cpu.write(&place, &data);
+                this.backend.write(&place, &data)?;
             }
         }
         Ok(this)
@@ -105,7 +128,7 @@ impl<T: Real> Executor<T> {
         let n = self.find(name)?;
         let place = self.flat(n)?;
         self.check_len(n, values.len())?;
-        Backend::<T>::write(&mut self.cpu, &place, values);
+        self.backend.write(&place, values)?;
         self.unset.remove(&n);
         Ok(())
     }
@@ -113,29 +136,32 @@ impl<T: Real> Executor<T> {
     /// Reads a parameter.
     ///
     /// # Errors
-    /// [`ExecError::UnknownParam`].
+    /// [`ExecError::UnknownParam`], or [`ExecError::Device`] if the device has failed.
     pub fn param(&mut self, name: &str) -> Result<Tensor<T>, ExecError> {
         let n = self.find(name)?;
         let place = self.flat(n)?;
         Ok(Tensor::new(
             self.plan.program.node(n).ty.shape,
-            self.cpu.read(&place),
+            self.backend.read(&place)?,
         ))
     }
 
     /// All optimiser state: parameter, slot, tensor.
-    pub fn optimiser_state(&mut self) -> Vec<(String, usize, Tensor<T>)> {
+    ///
+    /// # Errors
+    /// [`ExecError::Device`] if the device has failed.
+    pub fn optimiser_state(&mut self) -> Result<Vec<(String, usize, Tensor<T>)>, ExecError> {
         let mut out = Vec::new();
         for (u, slots) in self.plan.states.clone().into_iter().enumerate() {
             let n = self.plan.program.updates[u].param;
             for (slot, b) in slots.into_iter().enumerate() {
                 let place = self.place(b, n);
                 let node = self.plan.program.node(n);
-                let tensor = Tensor::new(node.ty.shape, self.cpu.read(&place));
+                let tensor = Tensor::new(node.ty.shape, self.backend.read(&place)?);
                 out.push((node.name.clone(), slot, tensor));
             }
         }
-        out
+        Ok(out)
     }
 
     /// Sets a tensor of optimiser state. State starts as zeros.
@@ -157,7 +183,7 @@ impl<T: Real> Executor<T> {
         };
         let place = self.place(buffer.ok_or_else(unknown)?, n);
         self.check_len(n, values.len())?;
-        Backend::<T>::write(&mut self.cpu, &place, values);
+        self.backend.write(&place, values)?;
         Ok(())
     }
 
@@ -185,13 +211,15 @@ impl<T: Real> Executor<T> {
             }
         }
         let sources = self.take_feeds(feeds)?;
-        let (plan, cpu, host) = (&self.plan, &mut self.cpu, &mut self.host);
-        let mut interpreter = Interpreter::new(plan, cpu, &sources, host, how);
+        let (plan, host) = (&self.plan, &mut self.host);
+        let backend = self.backend.as_mut();
+        let mut interpreter = Interpreter::new(plan, backend, &sources, host, how);
         interpreter.run(progress)?;
-        let measured = interpreter.measured;
+        let (measured, timings) = (interpreter.measured, interpreter.timings);
         Ok(StepReport {
             outputs: self.outputs(&sources)?,
             measured,
+            timings,
         })
     }
 
@@ -217,7 +245,7 @@ impl<T: Real> Executor<T> {
                 Some(Feed::Flat(values)) if !ty.is_map() => {
                     self.check_len(n, values.len())?;
                     let place = self.flat(n)?;
-                    Backend::<T>::write(&mut self.cpu, &place, values);
+                    self.backend.write(&place, values)?;
                 }
                 Some(Feed::Source(source)) if ty.is_map() => {
                     if source.shape() != ty.shape {
@@ -259,11 +287,11 @@ impl<T: Real> Executor<T> {
             let data = match home {
                 None => {
                     let place = self.flat(n)?;
-                    self.cpu.read(&place)
+                    self.backend.read(&place)?
                 }
                 Some(Home::Device(b)) => {
                     let place = self.place(b, n);
-                    self.cpu.read(&place)
+                    self.backend.read(&place)?
                 }
                 Some(Home::Host(h)) => {
                     let data = self.host.get(h);

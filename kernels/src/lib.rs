@@ -11,6 +11,7 @@
 //! it (ReLU, max-pool) is the same in every plan.
 
 pub mod cpu;
+pub mod cuda;
 mod math;
 pub mod optim;
 mod real;

@@ -2,16 +2,16 @@
 //!
 //! Winograd's algorithm needs a quarter of the multiplications of a 3 × 3
 //! convolution and pays for it with transforms of its inputs and outputs, so
-//! that it wins from some number of channels on, which the machine profile
-//! gives. It rounds differently and reads whole tiles, so it is chosen here,
-//! once per node, for every tile of the plan: the tape stays as it was written,
-//! and the executor decides nothing.
+//! that it wins from some number of channels on: the machine profile tells. It
+//! rounds differently and reads whole tiles, so it is chosen here, once per node,
+//! for every tile of the plan: the tape stays as it was written, and the executor
+//! decides nothing.
 
 use std::collections::BTreeSet;
 
-use sstep_autodiff::{ConvAlgo, ConvAttrs, DType, Op, Ty};
+use sstep_autodiff::{ConvAlgo, DType, Op, Ty};
 
-use crate::machine::Machine;
+use crate::machine::{Kernel, Machine};
 use crate::program::{NodeIx, Program};
 
 /// Programs equal to this one in which ever fewer convolutions use another
@@ -42,6 +42,9 @@ pub fn with_algorithms(program: &Program, machine: &Machine) -> Vec<Program> {
     out
 }
 
+/// Positions of the calls that the ways to compute are compared on: about a tile.
+const TILE_POINTS: u64 = 1 << 14;
+
 /// A map with this many times fewer positions than the largest is small.
 const SMALL: usize = 200;
 
@@ -53,42 +56,47 @@ fn choose_algorithms(
     may: &dyn Fn(NodeIx) -> bool,
 ) -> Vec<NodeIx> {
     let mut changed = Vec::new();
-    let Some(fewest) = machine.winograd_channels else {
-        return changed;
-    };
-    if program.dtype != DType::F32 {
+    if !machine.winograd || program.dtype != DType::F32 {
         return changed;
     }
     for n in program.indices().filter(|n| may(*n)) {
         let node = program.node(n);
-        let (mut op, out) = (node.op, node.ty);
-        let of = |i: usize| node.inputs.get(i).map(|&input| program.node(input).ty);
-        let (input, grad) = (of(0), of(1));
-        let (attrs, channels) = match (&mut op, input, grad) {
-            (Op::Conv(a), Some(x), _) => (a, [x, out].map(channels)),
-            (Op::ConvTranspose(a), Some(x), _) => (&mut a.conv, [x, out].map(channels)),
-            (Op::ConvWeightGrad(a), Some(x), Some(y)) => (a, [x, y].map(channels)),
-            _ => continue,
-        };
-        let n_spatial = input.map_or(0, |x| x.shape.spatial().len());
-        if wins(attrs, n_spatial, channels, fewest) {
-            attrs.algo = ConvAlgo::Winograd;
-            program.nodes[n.ix()].op = op;
+        let inputs = program.input_tys(n);
+        let op = node.op;
+        if let Some(other) = by_winograd(&op, &inputs, &node.ty)
+            && secs(machine, &other, &inputs, &node.ty) < secs(machine, &op, &inputs, &node.ty)
+        {
+            program.nodes[n.ix()].op = other;
             changed.push(n);
         }
     }
     changed
 }
 
-fn channels(ty: Ty) -> usize {
-    ty.shape.channels()
+/// The same convolution by Winograd's algorithm, if that is defined and there are
+/// kernels for it: they work on sixteen channels at a time.
+pub(crate) fn by_winograd(op: &Op, inputs: &[Ty], out: &Ty) -> Option<Op> {
+    let mut op = *op;
+    let (attrs, sides) = match &mut op {
+        Op::Conv(a) => (a, [inputs.first()?, out]),
+        Op::ConvTranspose(a) => (&mut a.conv, [inputs.first()?, out]),
+        Op::ConvWeightGrad(a) => (a, [inputs.first()?, inputs.get(1)?]),
+        _ => return None,
+    };
+    let n_spatial = sides[0].shape.spatial().len();
+    let fits = |ty: &Ty| ty.shape.channels().is_multiple_of(16);
+    if !attrs.can_winograd(n_spatial) || !sides.into_iter().all(fits) {
+        return None;
+    }
+    attrs.algo = ConvAlgo::Winograd;
+    Some(op)
 }
 
-/// Whether Winograd's algorithm is defined and faster: kernels work on sixteen
-/// channels at a time.
-fn wins(attrs: &ConvAttrs, n_spatial: usize, channels: [usize; 2], fewest: usize) -> bool {
-    let enough = |c: usize| c >= fewest && c.is_multiple_of(16);
-    attrs.can_winograd(n_spatial) && channels.into_iter().all(enough)
+/// Seconds of an op over its whole map, tile by tile.
+fn secs(machine: &Machine, op: &Op, inputs: &[Ty], out: &Ty) -> f64 {
+    let kernel = Kernel { op, inputs, out };
+    let points = kernel.whole_points();
+    machine.kernel_secs(&kernel, points, points.div_ceil(TILE_POINTS))
 }
 
 #[cfg(test)]
@@ -127,7 +135,7 @@ mod tests {
         assert_eq!(algos(NET, &machine), [Winograd, Direct, Direct]);
         let doubles = NET.replace("f32", "f64");
         assert_eq!(algos(&doubles, &machine), [Direct; 3]);
-        machine.winograd_channels = None;
+        machine.winograd = false;
         assert_eq!(algos(NET, &machine), [Direct; 3]);
     }
 }

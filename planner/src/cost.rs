@@ -4,7 +4,7 @@
 //! products of per-axis sums ([`AxisSums`]): a grid's FLOPs, traffic and window
 //! sizes follow without visiting a tile.
 
-use crate::machine::Machine;
+use crate::machine::{Kernel, Machine};
 use crate::program::Program;
 use crate::stage::{Body, Role};
 use crate::sweep::AxisSweep;
@@ -144,14 +144,18 @@ impl BodyCost {
                     .map(|&c| c as u64)
                     .product();
                 cost.window_bytes[i] = held * point_bytes;
-                cost.secs += (t.slid * point_bytes) as f64 * 2.0 / machine.device_bytes_per_sec;
+                cost.secs += machine.copy_secs(t.slid * point_bytes, t.launches);
             }
+            let inputs = program.input_tys(item.node);
+            let kernel = Kernel {
+                op: &node.op,
+                inputs: &inputs,
+                out: &node.ty,
+            };
             match item.role {
                 Role::Flat => {
-                    let flops = program.flops(item.node, 1);
-                    cost.flops += flops;
-                    let bytes = node.ty.bytes() as f64;
-                    cost.secs += machine.kernel_secs(&node.op, flops, bytes) + machine.launch_secs;
+                    cost.flops += kernel.flops(1);
+                    cost.secs += machine.kernel_secs(&kernel, 1, 1);
                 }
                 Role::Supply => {
                     cost.copy_bytes[i] = t.points * point_bytes;
@@ -167,11 +171,8 @@ impl BodyCost {
                     } else {
                         t.points
                     };
-                    let flops = program.flops(item.node, points);
-                    let bytes = kernel_bytes(program, item.node, points);
-                    cost.flops += flops;
-                    cost.secs += machine.kernel_secs(&node.op, flops, bytes)
-                        + t.launches as f64 * machine.launch_secs;
+                    cost.flops += kernel.flops(points);
+                    cost.secs += machine.kernel_secs(&kernel, points, t.launches);
                 }
             }
         }
@@ -205,20 +206,4 @@ impl BodyCost {
         });
         always + peak.max().unwrap_or(0) as u64
     }
-}
-
-/// Device bytes that a kernel touches over `points` positions, about.
-fn kernel_bytes(program: &Program, n: crate::program::NodeIx, points: u64) -> f64 {
-    let node = program.node(n);
-    let whole = program.points(n).max(1) as f64;
-    let maps = node
-        .inputs
-        .iter()
-        .map(|&i| program.node(i).ty)
-        .filter(|ty| ty.is_map());
-    let mut bytes: f64 = maps.map(|ty| ty.bytes() as f64).sum();
-    if node.ty.is_map() {
-        bytes += node.ty.bytes() as f64;
-    }
-    bytes * points as f64 / whole
 }

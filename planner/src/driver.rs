@@ -88,24 +88,18 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The fastest plan found that fits; failing that the smallest one; failing
-    /// that the error that names it.
+    /// The fastest plan that a search for the smallest one comes by; failing that
+    /// the smallest; failing that the error that names it.
     ///
     /// # Errors
     /// [`PlanError::Infeasible`], [`PlanError::HostTooSmall`] and
     /// [`PlanError::Solver`].
-    pub fn plan(&self) -> Result<Plan, PlanError> {
-        match self.quickly()? {
-            Some(plan) => Ok(plan),
-            None => {
-                let made = self.tight(self.budget.device_bytes)?;
-                self.finish(made, None)
-            }
-        }
+    pub fn tightly(&self) -> Result<Plan, PlanError> {
+        let made = self.tight(self.budget.device_bytes)?;
+        self.finish(made, None)
     }
 
-    /// The same without a search for the smallest plan: `None` if what is quick
-    /// finds nothing that fits.
+    /// The fastest plan found that fits; `None` if what is quick finds none.
     ///
     /// # Errors
     /// [`PlanError::Solver`].

@@ -110,6 +110,23 @@ pub enum PlanError {
     /// A finished plan did not pass the verifier: a bug in the planner.
     #[error("the plan was rejected by its verifier: {0}; please report this tape and budget")]
     Rejected(#[from] Violation),
+    /// A machine profile of another version.
+    #[error(
+        "the machine profile is of version {found}, this sstep reads version {expected}: \
+         measure it anew with `sstep calibrate`"
+    )]
+    ProfileVersion {
+        /// Its version.
+        found: u32,
+        /// Ours.
+        expected: u32,
+    },
+    /// A machine profile that is none, or lacks something.
+    #[error("no machine profile: {reason}; measure one with `sstep calibrate`")]
+    Profile {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A name that is no strategy.
     #[error("`{name}` is not a strategy; there are {known}")]
     UnknownStrategy {

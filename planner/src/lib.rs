@@ -31,7 +31,7 @@ mod driver;
 mod error;
 mod explain;
 mod instr;
-mod machine;
+pub mod machine;
 mod master;
 pub mod pack;
 pub mod place;
@@ -54,7 +54,7 @@ pub use budget::{Budget, ByteSize};
 pub use error::{ForcingBuffer, PlanError};
 pub use explain::{BufferSpan, CapPoint, Comparison, Link, Picture, StrategyLine, explain_stage};
 pub use instr::{At, Instr};
-pub use machine::Machine;
+pub use machine::{Family, Kernel, Machine, Unit};
 pub use plan::{
     Buffer, BufferIx, Home, HostIx, HostTensor, ItemRole, Plan, Predicted, Purpose, Stage,
     StageCost, StageItem, Value,
@@ -84,17 +84,49 @@ pub fn plan(
         return Err(PlanError::ZeroBudget);
     }
     let program = Program::new(tape, spec)?;
-    let (program, _) = rewrite::rewrite(&program, machine)?;
-    // Whole tiles of Winograd's algorithm read a little more than direct sums, so
-    // where memory is short fewer convolutions use it.
-    for chosen in with_algorithms(&program, machine) {
-        let planner = Planner::new(&chosen, machine, budget, strategy);
-        if let Some(plan) = planner.quickly()? {
-            verify(&plan)?;
-            return Ok(plan);
+    let mut prices = rewrite::prices(machine);
+    // Only the best strategy weighs programs that keep more or less.
+    prices.truncate(if strategy == Strategy::Optimal {
+        prices.len()
+    } else {
+        1
+    });
+    let variants = rewrite::variants(&program, machine, &prices)?;
+    let mut best: Option<Plan> = None;
+    // How many choices of algorithms the first variant had no memory for.
+    let mut too_large = 0;
+    for variant in &variants {
+        // Whole tiles of Winograd's algorithm read a little more than direct sums,
+        // so where memory is short fewer convolutions use it.
+        let direct = std::iter::once(variant.program.clone());
+        let choices = with_algorithms(&variant.program, machine)
+            .into_iter()
+            .chain(direct);
+        for (at, chosen) in choices.enumerate().skip(too_large) {
+            let planner = Planner::new(&chosen, machine, budget, strategy);
+            if let Some(mut plan) = planner.quickly()? {
+                plan.rewrites = variant.report.to_string();
+                if best
+                    .as_ref()
+                    .is_none_or(|b| plan.predicted.secs < b.predicted.secs)
+                {
+                    best = Some(plan);
+                }
+                too_large = at;
+                break;
+            }
         }
     }
-    let plan = Planner::new(&program, machine, budget, strategy).plan()?;
+    let plan = match (best, variants.first()) {
+        (Some(plan), _) => plan,
+        (None, Some(variant)) => {
+            let planner = Planner::new(&variant.program, machine, budget, strategy);
+            let mut plan = planner.tightly()?;
+            plan.rewrites = variant.report.to_string();
+            plan
+        }
+        (None, None) => Planner::new(&program, machine, budget, strategy).tightly()?,
+    };
     verify(&plan)?;
     Ok(plan)
 }

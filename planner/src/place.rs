@@ -69,7 +69,7 @@ const ONCE: Effort = Effort {
 /// Of the strategy that is to be the best there is.
 const THOROUGH: Effort = Effort {
     gap: 0.01,
-    work: 800_000_000,
+    work: 250_000_000,
 };
 
 /// Searches a placement, from `start` if given.

@@ -204,7 +204,11 @@ pub struct Plan {
     pub map_outputs: Vec<(NodeIx, Home)>,
     /// What it promises.
     pub predicted: Predicted,
-    /// Relative distance of the placement to the best bound of its model.
+    /// What the rewrites did to the program, and why they stopped.
+    pub rewrites: String,
+    /// Relative distance of the placement to the best bound of its model: no choice of
+    /// the stages, grids and homes considered for this program takes less time than
+    /// that bound, by the machine profile. Other cuts and equal programs are beyond it.
     pub gap: f64,
 }
 

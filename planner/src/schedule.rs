@@ -459,6 +459,7 @@ impl<'a> Scheduler<'a> {
             stages: self.stages,
             map_outputs,
             predicted,
+            rewrites: String::new(),
             gap: 0.0,
         }
     }

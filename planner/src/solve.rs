@@ -295,6 +295,17 @@ impl Relaxation {
     /// # Errors
     /// [`PlanError::Solver`] if HiGHS fails on the model.
     pub fn solve(&mut self, model: &Model) -> Result<Option<Relaxed>, PlanError> {
+        if let Ok(answer) = self.go_on(model) {
+            return Ok(answer);
+        }
+        // From where it stood the simplex method may lose itself in rounding; from
+        // the beginning, with presolve, it does not.
+        *self = Relaxation::new()?;
+        self.go_on(model)
+    }
+
+    /// Solves from where it stands.
+    fn go_on(&mut self, model: &Model) -> Result<Option<Relaxed>, PlanError> {
         let Some(mut highs) = self.highs.take() else {
             return Err(failed(&"an earlier failure"));
         };

@@ -1,9 +1,13 @@
 //! Options that several commands share.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
-use sstep::{Budget, ByteSize, DType, Error, Machine, Strategy};
+use sstep::{
+    Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Profile, Strategy, devices,
+};
 
 /// Options of a built-in network.
 #[derive(Clone, Debug, Args)]
@@ -104,15 +108,52 @@ pub struct ConvArgs {
     pub no_winograd: bool,
 }
 
-impl ConvArgs {
-    /// The machine as the planner is to see it.
-    pub fn machine(self) -> Machine {
-        let machine = Machine::default();
-        if self.no_winograd {
-            machine.without_winograd()
-        } else {
-            machine
+/// What the planner is told of the machine.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Profile of the machine, as `sstep calibrate --out` writes it [default: the one
+    /// that `sstep calibrate` keeps in the user's cache, or else a built-in one].
+    #[arg(long, value_name = "FILE.json")]
+    machine: Option<PathBuf>,
+}
+
+impl MachineArgs {
+    /// The profile, and where it comes from.
+    ///
+    /// # Errors
+    /// As [`Profile::find`].
+    pub fn profile(&self, winograd: bool) -> Result<Profile, Error> {
+        let mut profile = Profile::find(self.machine.as_deref())?;
+        profile.machine.winograd = winograd;
+        Ok(profile)
+    }
+}
+
+/// What runs the steps.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// cpu, cuda:N, or auto: the CUDA device with the most free memory if there
+    /// is one. `sstep info --devices` lists them.
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    pub device: Device,
+}
+
+impl DeviceArgs {
+    /// Whether there is such a device: before minutes of planning for it.
+    ///
+    /// # Errors
+    /// What [`sstep::devices`] says, and [`DeviceError::NoDevice`].
+    pub fn check(self) -> Result<(), Error> {
+        let Device::Cuda(ordinal) = self.device else {
+            return Ok(());
+        };
+        let n_devices = devices().map_err(ExecError::from)?.len();
+        if ordinal < n_devices {
+            return Ok(());
         }
+        Err(ExecError::from(DeviceError::NoDevice { ordinal, n_devices }).into())
     }
 }
 

@@ -16,7 +16,7 @@ use sstep::{
     differentiate, reference,
 };
 
-use super::args::{ConvArgs, MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
 use super::plan::read_tape;
 use super::progress::{Bar, spin};
 
@@ -44,7 +44,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
     memory: MemoryArgs,
+    #[command(flatten)]
+    on: DeviceArgs,
     /// Compute untiled, node by node, without a plan: the oracle that every plan
     /// is held against. Ignores budget and strategy.
     #[arg(long)]
@@ -67,6 +71,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Error> {
     params::check_writable(&args.out)?;
+    args.on.check()?;
     let tape = match (&args.tape, args.model.spec(), &args.size.size) {
         (Some(path), None, _) => read_tape(path)?,
         (None, Some(spec), Some(size)) => {
@@ -231,12 +236,10 @@ fn planned<T: Element>(
         feeds.insert(name, feed);
     }
     let options = SessionOptions {
+        device: args.on.device,
         strategy: args.memory.strategy,
         // What is held against another framework sums as that does.
-        machine: ConvArgs {
-            no_winograd: !args.winograd,
-        }
-        .machine(),
+        machine: args.machine.profile(args.winograd)?.machine,
         seed: args.seed,
         ..SessionOptions::new(args.memory.budget()?)
     };

@@ -1,12 +1,12 @@
-//! `sstep info`: what a slide file holds.
+//! `sstep info`: what a slide file holds, and which devices there are.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
 use sstep::source::{SlideFile, SlideInfo};
-use sstep::{ByteSize, Error};
+use sstep::{ByteSize, DeviceInfo, Error, ExecError, devices};
 
-/// Show a slide's levels, tiles and sizes.
+/// Show a slide's levels, tiles and sizes, or the devices there are.
 ///
 /// Reads tiled (pyramidal) TIFF and SVS files compressed with JPEG, LZW, deflate
 /// or not at all.
@@ -14,7 +14,11 @@ use sstep::{ByteSize, Error};
 #[command(args_override_self = true)]
 pub struct Args {
     /// Slide file.
-    slide: PathBuf,
+    #[arg(required_unless_present = "devices")]
+    slide: Option<PathBuf>,
+    /// List the devices that --device can name.
+    #[arg(long, conflicts_with = "slide")]
+    devices: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -22,13 +26,45 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let file = SlideFile::open(&args.slide)?;
+    let Some(slide) = &args.slide else {
+        return list_devices(args.json);
+    };
+    let file = SlideFile::open(slide)?;
     if args.json {
         super::say_json(file.info());
     } else {
         super::say(&text(file.info()));
     }
     Ok(())
+}
+
+/// Lists CUDA devices; without any, says why and that there is the CPU.
+fn list_devices(json: bool) -> Result<(), Error> {
+    let found = devices();
+    if json {
+        match found {
+            Ok(found) => super::say_json(&found),
+            Err(error) => return Err(ExecError::from(error).into()),
+        }
+        return Ok(());
+    }
+    super::say("cpu     always there\n");
+    match found {
+        Ok(found) => found.iter().for_each(|d| super::say(&device_line(d))),
+        Err(error) => super::notice(&error.to_string()),
+    }
+    Ok(())
+}
+
+fn device_line(device: &DeviceInfo) -> String {
+    let (major, minor) = device.capability;
+    format!(
+        "cuda:{}  {}, compute capability {major}.{minor}, {} of {} free\n",
+        device.ordinal,
+        device.name,
+        ByteSize(device.free_bytes),
+        ByteSize(device.total_bytes)
+    )
 }
 
 fn text(info: &SlideInfo) -> String {

@@ -5,6 +5,7 @@
 //! it begins, so that a typo costs seconds and not the night.
 
 mod args;
+mod calibrate;
 mod grad;
 mod info;
 mod plan;
@@ -48,6 +49,7 @@ enum Command {
     Train(train::Args),
     Grad(grad::Args),
     Info(info::Args),
+    Calibrate(calibrate::Args),
 }
 
 /// Runs the command that was typed.
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Grad(args) => grad::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

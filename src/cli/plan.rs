@@ -7,11 +7,11 @@ use std::time::Instant;
 use serde_json::json;
 use sstep::config::{OptimizerConfig, OptimizerName};
 use sstep::{
-    ByteSize, CapPoint, Comparison, DType, Error, Plan, Session, SessionOptions, Strategy,
+    ByteSize, CapPoint, Comparison, DType, Device, Error, Plan, Session, SessionOptions, Strategy,
     StrategyLine, Tape,
 };
 
-use super::args::{ConvArgs, MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{ConvArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
 use super::progress::spin;
 
 /// Plan one training step and explain the plan.
@@ -35,6 +35,8 @@ pub struct Args {
     tape: Option<PathBuf>,
     #[command(flatten)]
     conv: ConvArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
     #[command(flatten)]
     memory: MemoryArgs,
     /// Optimiser, whose state is part of the budget: sgd, adam or adamw.
@@ -69,10 +71,12 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ..OptimizerConfig::default()
     }
     .rule()?;
+    let profile = args.machine.profile(!args.conv.no_winograd)?;
     let options = SessionOptions {
         budget: args.memory.budget()?,
+        device: Device::Cpu,
         strategy: args.memory.strategy,
-        machine: args.conv.machine(),
+        machine: profile.machine.clone(),
         seed: 0,
         rule: Some(rule),
     };
@@ -91,7 +95,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         plan.explain()
     };
     super::say(&format!(
-        "{subject}\n{}\n\nverified; planned in {secs:.1} s",
+        "{subject}\n{}\n\nverified; planned in {secs:.1} s for {profile}",
         text.trim_end()
     ));
     Ok(())

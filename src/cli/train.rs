@@ -15,7 +15,7 @@ use sstep::{
     TrainOptions, TrainStep, Trainer,
 };
 
-use super::args::{ConvArgs, ModelArgs};
+use super::args::{ConvArgs, DeviceArgs, MachineArgs, ModelArgs};
 use super::progress::Bar;
 
 /// Name of the checkpoint in the output folder.
@@ -51,6 +51,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     conv: ConvArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Take the middle of each slide, of this width x height.
     #[arg(long, value_name = "WxH", help_heading = "Image")]
     size: Option<Size>,
@@ -68,6 +70,8 @@ pub struct Args {
     /// paging, streaming, tile-checkpoint, remat-ilp or remat-page-ilp.
     #[arg(long, help_heading = "Memory")]
     strategy: Option<Strategy>,
+    #[command(flatten)]
+    on: DeviceArgs,
     /// Steps in all [default: 10].
     #[arg(long, value_name = "N", help_heading = "Training")]
     steps: Option<u64>,
@@ -99,6 +103,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Error> {
+    args.on.check()?;
     let config = configure(&args)?;
     match config.model.dtype {
         DType::F32 => train::<f32>(&args, &config),
@@ -250,13 +255,15 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
         .map(|dir| OutDir::new(dir, args.resume))
         .transpose()?;
     let checkpoint = out.as_ref().map(|dir| dir.path.join(CHECKPOINT));
+    let profile = args.machine.profile(config.winograd)?;
+    if !args.json {
+        super::notice(&format!("machine: {profile}"));
+    }
     let options = SessionOptions {
         budget: config.memory.budget(),
+        device: args.on.device,
         strategy: config.memory.strategy,
-        machine: ConvArgs {
-            no_winograd: !config.winograd,
-        }
-        .machine(),
+        machine: profile.machine.clone(),
         seed: config.seed,
         rule: Some(rule),
     };

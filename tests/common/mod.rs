@@ -84,6 +84,20 @@ impl Net {
         Net { tape, loss, spec }
     }
 
+    /// Appends gradients and asks for updates of all parameters by a rule with
+    /// `state_slots` tensors of state each. The loss comes last.
+    pub fn training(mut tape: Tape, state_slots: usize) -> Net {
+        let loss = *tape.order().last().expect("a tape with lines");
+        let grads = backward(&mut tape, loss).expect("differentiable");
+        let updates = grads.iter().collect();
+        let spec = StepSpec {
+            outputs: vec![loss],
+            updates,
+            state_slots,
+        };
+        Net { tape, loss, spec }
+    }
+
     /// A net from the text form without its header. The last line defines the
     /// loss; if that is no single number, the mean squared difference of it and
     /// an input `target` is taken.
@@ -197,11 +211,18 @@ pub const HOW: StepHow = StepHow {
 
 /// An executor with its parameters set, and feeds for all inputs.
 pub fn ready<T: Real>(plan: Plan, leaves: &Tensors<T>) -> (Executor<T>, Feeds<T>) {
-    let inputs: Vec<(String, bool)> = (plan.program.nodes.iter())
+    ready_on(Executor::new(plan).expect("an arena"), leaves)
+}
+
+/// The same for an executor on any device.
+pub fn ready_on<T: Real>(
+    mut executor: Executor<T>,
+    leaves: &Tensors<T>,
+) -> (Executor<T>, Feeds<T>) {
+    let inputs: Vec<(String, bool)> = (executor.plan().program.nodes.iter())
         .filter(|n| matches!(n.op, Op::Input { .. }))
         .map(|n| (n.name.clone(), n.ty.is_map()))
         .collect();
-    let mut executor = Executor::<T>::new(plan).expect("an arena");
     for (name, _) in executor.params() {
         executor
             .set_param(&name, &leaves[&name].data)

@@ -111,6 +111,16 @@ pub(crate) fn expect_channels(what: &str, t: &Ty) -> Checked {
     Ok(())
 }
 
+/// Requires a second axis: a map, flat `[N, C]`, or a weight `[K, C, kernel…]`.
+pub(crate) fn expect_second_axis(what: &str, t: &Ty) -> Checked {
+    ensure!(
+        t.shape.rank() >= 2,
+        "{what} must be a map or flat [N, C, …], not flat {}",
+        t.shape
+    );
+    Ok(())
+}
+
 /// Requires a flat input of exactly these extents.
 pub(crate) fn expect_dims(what: &str, t: &Ty, dims: &[usize]) -> Checked {
     expect_flat(what, t)?;

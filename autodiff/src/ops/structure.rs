@@ -40,7 +40,7 @@ pub(super) fn infer_concat(inputs: &[Ty]) -> Checked<Ty> {
     let first = &inputs[0];
     let mut channels = 0usize;
     for (i, t) in inputs.iter().enumerate() {
-        check::expect_channels("every input", t)?;
+        check::expect_second_axis("every input", t)?;
         ensure!(
             t.form == first.form && t.shape.with_channels(1) == first.shape.with_channels(1),
             "inputs differ in channels only, but input 0 is {} and input {i} is {}",
@@ -59,7 +59,7 @@ fn n_axes(t: &Ty) -> usize {
 }
 
 pub(super) fn infer_slice(a: &SliceAttrs, x: &Ty) -> Checked<Ty> {
-    check::expect_channels("the input", x)?;
+    check::expect_second_axis("the input", x)?;
     let n = n_axes(x);
     let mut dims = [1; MAX_RANK];
     dims[0] = x.shape.batch();
@@ -90,7 +90,7 @@ pub(super) fn infer_slice(a: &SliceAttrs, x: &Ty) -> Checked<Ty> {
 }
 
 pub(super) fn infer_pad(a: &PadAttrs, x: &Ty) -> Checked<Ty> {
-    check::expect_channels("the input", x)?;
+    check::expect_second_axis("the input", x)?;
     let n = n_axes(x);
     let mut dims = [1; MAX_RANK];
     dims[0] = x.shape.batch();
@@ -204,6 +204,14 @@ mod tests {
         check(&[
             (&y("concat(x, z, x)"), "f32[2, 8, 4, 6]"),
             (&y("concat(v, v)"), "f32[2, 6]"),
+            (
+                "w = param [4, 3, 5, 5]\ny = concat(w, w)",
+                "f32[4, 6, 5, 5]",
+            ),
+            (
+                "w = param [4, 3, 5, 5]\ny = slice(w) start=[1, 0, 2] len=[2, 5, 3]",
+                "f32[4, 2, 5, 3]",
+            ),
             (&y("concat()"), "its inputs are (a, b, …), but 0 are given"),
             (
                 &y("concat(x, v)"),
@@ -211,7 +219,7 @@ mod tests {
             ),
             (
                 &y("concat(w, w)"),
-                "every input must be a map or flat [N, C], not flat [3]",
+                "every input must be a map or flat [N, C, …], not flat [3]",
             ),
             (
                 &y("slice(x) start=[1, 0, 2] len=[2, 4, 3]"),

@@ -18,10 +18,12 @@ mod peak;
 mod pool;
 mod random;
 mod reduce;
+mod stream;
 mod structure;
 mod upsample;
 
 pub use peak::peak_flops_per_sec;
+pub(crate) use random::threshold as dropout_threshold;
 
 use sstep_autodiff::{ConvAttrs, NormAttrs, NormKind, Op, ReductionState, Ty};
 

@@ -11,6 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use sstep_autodiff::Form;
 
+use super::stream;
 use crate::real::Real;
 use crate::view::{Box4, In, Layout, Out};
 
@@ -108,16 +109,27 @@ pub(super) fn each_part<T: Real>(
     }
 }
 
-/// Calls `f(n, c, d, h, row)` for each row of `region`.
+/// Calls `f(n, c, d, h, row)` for each row of `region`, to be filled with no
+/// regard to what it holds.
 pub(super) fn each_row<T: Real>(
     out: &mut Out<'_, T>,
     region: &Box4,
     f: impl Fn(usize, usize, usize, usize, &mut [T]) + Sync,
 ) {
+    let large = stream::worthwhile::<T>(region.points() * out.dims()[1]);
     each_part(out, region, Channels::Each, STREAM, |mut part| {
         let (n, c, d) = (part.n, part.c.start, part.d);
-        for h in part.h.clone() {
-            f(n, c, d, h, part.row(c, h));
+        if large {
+            let mut row = vec![T::ZERO; part.w.len()];
+            for h in part.h.clone() {
+                f(n, c, d, h, &mut row);
+                stream::copy(&row, part.row(c, h));
+            }
+            stream::fence();
+        } else {
+            for h in part.h.clone() {
+                f(n, c, d, h, part.row(c, h));
+            }
         }
     });
 }

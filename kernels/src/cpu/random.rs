@@ -32,7 +32,7 @@ fn row_key(names: [u64; 7]) -> u64 {
 }
 
 /// An element is kept if the upper 53 bits of its hash reach this.
-fn threshold(p: f64) -> u64 {
+pub(crate) fn threshold(p: f64) -> u64 {
     (p * (1u64 << 53) as f64).ceil() as u64
 }
 

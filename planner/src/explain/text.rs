@@ -46,6 +46,13 @@ impl Plan {
             p.flops / p.flops_once.max(1.0),
             p.secs
         );
+        let _ = writeln!(
+            out,
+            "bound     over all stages, grids and homes considered for this program, by this profile"
+        );
+        if !self.rewrites.is_empty() {
+            let _ = writeln!(out, "rewrites  {}", self.rewrites);
+        }
         out
     }
 

@@ -7,23 +7,32 @@
 //! itself. A high price gives programs that keep little, a low one programs that
 //! compute little; which is better, only the placement can tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use egg::Id;
+use egg::{Id, Language};
+use sstep_autodiff::{DType, Op};
 
 use super::extract::{ClassIx, Extraction, Form, extract_with};
 use super::lang::{Expr, Graph};
+use crate::algorithms::by_winograd;
 use crate::error::PlanError;
-use crate::machine::Machine;
+use crate::machine::{Kernel, Machine};
 use crate::program::{NodeIx, Program, ProgramNode};
 use crate::solve::Effort;
 
-/// Programs have few alternatives: this is solved at once or not worth more.
+/// Programs have few alternatives: this is solved at once or not worth more. Never
+/// limited in seconds, so that a program is a function of what it is made from.
 const EFFORT: Effort = Effort {
     gap: 1e-4,
-    nodes: 1000,
-    secs: 10.0,
+    nodes: 200,
+    secs: f64::INFINITY,
 };
+
+/// Being there at all, so that of equal forms the shorter wins.
+const SMALL_SECS: f64 = 1e-9;
+
+/// Positions of a call that a form is costed by: about a tile.
+const TILE_POINTS: u64 = 1 << 15;
 
 /// The cheapest equal program, if a byte kept for the backward half costs
 /// `secs_per_kept_byte`.
@@ -36,15 +45,66 @@ pub fn choose(
     machine: &Machine,
     secs_per_kept_byte: f64,
 ) -> Result<Program, PlanError> {
-    let ids: Vec<Id> = {
-        let mut ids: Vec<Id> = graph.egraph.classes().map(|c| c.id).collect();
-        ids.sort_unstable();
-        ids
-    };
+    let ids = ids(graph);
     let problem = problem(graph, machine, secs_per_kept_byte, &ids);
+    taken(program, graph, &ids, &problem)
+}
+
+/// The equal program that takes new forms wherever it can. `before` are the forms
+/// that were there before the rules.
+///
+/// # Errors
+/// [`PlanError::Solver`] if the solver fails.
+pub fn choose_new(
+    program: &Program,
+    graph: &Graph,
+    before: Vec<Expr>,
+) -> Result<Program, PlanError> {
+    let egraph = &graph.egraph;
+    let canonical = |e: Expr| e.map_children(|c| egraph.find(c));
+    let old: BTreeSet<Expr> = before.into_iter().map(canonical).collect();
+    let ids = ids(graph);
+    let place = places(&ids);
+    let form = |e: &Expr| Form {
+        cost: f64::from(u8::from(old.contains(e))),
+        reads: e.children.iter().map(|&c| place[&egraph.find(c)]).collect(),
+    };
+    let problem = Extraction {
+        classes: (ids.iter())
+            .map(|&id| egraph[id].nodes.iter().map(form).collect())
+            .collect(),
+        roots: roots(graph, &place),
+    };
+    taken(program, graph, &ids, &problem)
+}
+
+/// All classes, in the order of their numbers.
+fn ids(graph: &Graph) -> Vec<Id> {
+    let mut ids: Vec<Id> = graph.egraph.classes().map(|c| c.id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn places(ids: &[Id]) -> BTreeMap<Id, ClassIx> {
+    let number = |(i, &id): (usize, &Id)| (id, ClassIx(i as u32));
+    ids.iter().enumerate().map(number).collect()
+}
+
+fn roots(graph: &Graph, place: &BTreeMap<Id, ClassIx>) -> Vec<ClassIx> {
+    let of = |r: &NodeIx| place[&graph.egraph.find(graph.class[r.ix()])];
+    graph.roots.iter().map(of).collect()
+}
+
+/// The program of the cheapest choice.
+fn taken(
+    program: &Program,
+    graph: &Graph,
+    ids: &[Id],
+    problem: &Extraction,
+) -> Result<Program, PlanError> {
     // The program itself is one of the choices, so there always is one; nothing is
     // chosen wrongly if not, as first forms are then taken.
-    let choice: BTreeMap<Id, usize> = match extract_with(&problem, EFFORT)? {
+    let choice: BTreeMap<Id, usize> = match extract_with(problem, EFFORT)? {
         Some(found) => (ids.iter().zip(found.choice))
             .filter_map(|(&id, form)| Some((id, form?)))
             .collect(),
@@ -56,9 +116,7 @@ pub fn choose(
 /// The classes `ids`, followed by those of what is kept.
 fn problem(graph: &Graph, machine: &Machine, secs_per_kept_byte: f64, ids: &[Id]) -> Extraction {
     let egraph = &graph.egraph;
-    let place: BTreeMap<Id, ClassIx> = (ids.iter().enumerate())
-        .map(|(i, &id)| (id, ClassIx(i as u32)))
-        .collect();
+    let place = places(ids);
     let bytes = |id: Id| egraph[id].data.ty.map_or(0.0, |ty| ty.bytes() as f64);
     let mut kept: BTreeMap<Id, ClassIx> = BTreeMap::new();
     let mut kept_forms: Vec<Vec<Form>> = Vec::new();
@@ -90,27 +148,34 @@ fn problem(graph: &Graph, machine: &Machine, secs_per_kept_byte: f64, ids: &[Id]
         classes.push(forms);
     }
     classes.extend(kept_forms);
-    let roots = (graph.roots.iter())
-        .map(|r| place[&egraph.find(graph.class[r.ix()])])
-        .collect();
+    let roots = roots(graph, &place);
     Extraction { classes, roots }
 }
 
-/// Seconds of computing a form of class `id` whole, and a little for being there,
-/// so that of equal forms the shorter wins.
+/// Seconds of computing a form of class `id` whole, tile by tile.
 fn secs(graph: &Graph, machine: &Machine, e: &Expr, id: Id) -> f64 {
     let class = |id: Id| graph.egraph[id].data.ty;
-    let bytes = |id: Id| class(id).map_or(0.0, |ty| ty.bytes() as f64);
-    let touched = bytes(id) + e.children.iter().map(|&c| bytes(c)).sum::<f64>();
     let tys: Option<Vec<_>> = e.children.iter().map(|&c| class(c)).collect();
-    let flops = match (tys, class(id)) {
-        (Some(tys), Some(ty)) => {
-            let points = sstep_autodiff::Region::whole(&ty).points() as f64;
-            e.head.op.flops_per_point(&tys, &ty) * points
-        }
-        _ => 0.0,
+    let (Some(inputs), Some(out)) = (tys, class(id)) else {
+        return SMALL_SECS;
     };
-    machine.kernel_secs(&e.head.op, flops, touched) + 1e-9
+    if e.head.op.is_leaf() {
+        return SMALL_SECS;
+    }
+    let secs = |op: &Op| {
+        let kernel = Kernel {
+            op,
+            inputs: &inputs,
+            out: &out,
+        };
+        let points = kernel.whole_points();
+        machine.kernel_secs(&kernel, points, points.div_ceil(TILE_POINTS))
+    };
+    // Which way a convolution is computed is decided later, and for the better.
+    let may_winograd = machine.winograd && out.dtype == DType::F32;
+    let other = by_winograd(&e.head.op, &inputs, &out).filter(|_| may_winograd);
+    let best = other.map_or(f64::INFINITY, |op| secs(&op));
+    best.min(secs(&e.head.op)) + SMALL_SECS
 }
 
 /// Writes the chosen forms out as a program, in the order of the old one.
@@ -184,9 +249,9 @@ fn emit(
 }
 
 /// Classes that the roots need, given the choice.
-fn wanted(graph: &Graph, choice: &BTreeMap<Id, usize>) -> std::collections::BTreeSet<Id> {
+fn wanted(graph: &Graph, choice: &BTreeMap<Id, usize>) -> BTreeSet<Id> {
     let egraph = &graph.egraph;
-    let mut wanted = std::collections::BTreeSet::new();
+    let mut wanted = BTreeSet::new();
     let mut stack: Vec<Id> = graph
         .roots
         .iter()

@@ -2,11 +2,11 @@
 //!
 //! An e-node is an op applied to classes. Leaves and roots carry their node as
 //! a tag: a leaf because two inputs are never equal, a root because it must
-//! keep its name. The analysis knows each class's type and whether any of its
-//! forms belongs to the forward half.
+//! keep its name. The analysis knows each class's type, the value of those that hold
+//! one value everywhere, and whether any of its forms belongs to the forward half.
 
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
-use sstep_autodiff::{Op, Ty};
+use sstep_autodiff::{Num, Op, Ty};
 
 use crate::program::{NodeIx, Program};
 use crate::segment::forward_nodes;
@@ -56,6 +56,8 @@ pub struct Fact {
     pub ty: Option<Ty>,
     /// Whether it is computed in the forward half anyway.
     pub forward: bool,
+    /// The value of all its elements, if it is known to be one.
+    pub uniform: Option<Num>,
 }
 
 /// Types of leaves and the forward half, by tag; the analysis of the e-graph.
@@ -69,25 +71,39 @@ impl Analysis<Expr> for Facts {
     type Data = Fact;
 
     fn make(egraph: &mut EGraph<Expr, Self>, enode: &Expr, _id: Id) -> Fact {
-        if let Some(tag) = enode.head.tag {
-            return Fact {
-                ty: egraph.analysis.tys.get(tag.ix()).copied(),
-                forward: false,
-            };
-        }
+        let tagged = enode.head.tag.map(|tag| egraph.analysis.tys[tag.ix()]);
         let inputs: Option<Vec<Ty>> = enode.children.iter().map(|&c| egraph[c].data.ty).collect();
-        let ty = inputs.and_then(|tys| sstep_autodiff::infer(&enode.head.op, &tys).ok());
-        Fact { ty, forward: false }
+        let infer = |tys: Vec<Ty>| sstep_autodiff::infer(&enode.head.op, &tys).ok();
+        Fact {
+            ty: tagged.or_else(|| inputs.and_then(infer)),
+            forward: false,
+            uniform: uniform(egraph, enode),
+        }
     }
 
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
         let merged = Fact {
             ty: a.ty.or(b.ty),
             forward: a.forward || b.forward,
+            uniform: a.uniform.or(b.uniform),
         };
         let did = DidMerge(*a != merged, b != merged);
         *a = merged;
         did
+    }
+}
+
+/// The one value of a form's elements, where that is plain to see.
+fn uniform(egraph: &EGraph<Expr, Facts>, enode: &Expr) -> Option<Num> {
+    let of_input = || egraph[*enode.children.first()?].data.uniform;
+    match enode.head.op {
+        Op::Constant { value } => Some(value),
+        Op::Broadcast { .. } | Op::Slice(_) => of_input(),
+        Op::Scale { factor } => {
+            let value = of_input()?.get() * factor.get();
+            value.is_finite().then(|| Num::new(value))
+        }
+        _ => None,
     }
 }
 

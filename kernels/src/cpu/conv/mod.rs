@@ -24,6 +24,8 @@ mod dots;
 mod panel;
 mod plain;
 #[cfg(target_arch = "x86_64")]
+mod pointwise;
+#[cfg(target_arch = "x86_64")]
 mod stores;
 mod tasks;
 #[cfg(test)]
@@ -100,7 +102,8 @@ pub(crate) fn conv<T: Real>(a: &ConvAttrs, job: &Job<T>, out: &mut Out<T>, ws: &
         check(job, out);
         // SAFETY: `fast` found that `T` is `f32`.
         let (job, out) = unsafe { (same(job), same(&*out)) };
-        if direct::conv(&geom, job, out, tasks::floats(ws)) {
+        let scratch = tasks::floats(ws);
+        if pointwise::conv(&geom, job, out, scratch) || direct::conv(&geom, job, out, scratch) {
             return;
         }
     }
@@ -132,7 +135,10 @@ pub(crate) fn transpose<T: Real>(
         check(job, out);
         // SAFETY: `fast` found that `T` is `f32`.
         let (job, out) = unsafe { (same(job), same(&*out)) };
-        if transpose::transpose(&geom, job, out, tasks::floats(ws)) {
+        let scratch = tasks::floats(ws);
+        if pointwise::adjoint(&geom, job, out, scratch)
+            || transpose::transpose(&geom, job, out, scratch)
+        {
             return;
         }
     }

@@ -7,9 +7,9 @@
 //!
 //! **Accuracy.** A register lane sums a block, at most 32 products;
 //! the blocks are added up in doubles where the scratch has room for them, and
-//! each task adds its part to `w` once per call. Tasks own ranges of weights and all walk the
-//! positions in one order, which depends on the region and on the scratch per
-//! thread if that is short, not on the number or the timing of threads.
+//! each task adds its part to `w` once per call. Tasks own ranges of weights and all
+//! walk the positions in one order, which depends on the region and on the scratch
+//! if that is short, not on the number or the timing of threads.
 
 use std::ops::Range;
 
@@ -55,10 +55,11 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     let n_outs = out_group.div_ceil(outs);
     let n_ins = in_group.div_ceil(ins);
     let n_tasks = g.groups * n_outs * n_ins;
-    let workers = wanted.min(n_tasks);
+    // What a task may use does not depend on how many there are at once.
+    let share = tasks::share(scratch.len(), 1).min(tasks::BYTES_PER_THREAD / 4);
+    let workers = wanted.min(n_tasks).min(scratch.len() / share.max(1)).max(1);
 
     // Each task has sums in doubles, if they leave it half of its scratch.
-    let share = tasks::share(scratch.len(), workers);
     let (max_ins, max_outs) = (in_group.min(most.0), out_group.min(most.1));
     let n_sums = max_outs.next_multiple_of(TILE) * max_ins * g.taps();
     let n_sums = Some(n_sums).filter(|n| tasks::whole_lines(2 * n) <= share / 2);

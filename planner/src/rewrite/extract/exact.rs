@@ -4,16 +4,19 @@
 //! takes one that reads `d`, class `d` takes one:
 //! `Σ x[forms of c that read d] ≤ Σ x[forms of d] ≤ 1`. Cycles can only run inside a
 //! strongly connected component, and most programs forbid none of them: they are
-//! left out, and those that a solution turns out to have are forbidden for the next.
-//! Each such program has fewer solutions than the last, and all of them have every
-//! choice without cycles: so each bound holds for the problem.
+//! left out at first. The relaxation, in which forms are taken in part, is solved
+//! again and again, each time with those cycles forbidden that it takes more of than
+//! any choice may: of a cycle of `n` classes, `n − 1` arcs. Then the integer program
+//! is solved, and cycles that its solution still has are forbidden for the next. Every
+//! choice without cycles stays a solution throughout, so each bound holds for the
+//! problem. All limits are counts, so the answer is a function of the problem.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use super::ROUNDS;
 use super::reduce::Reduced;
 use crate::error::PlanError;
-use crate::solve::{Effort, Model, Outcome, Solution, Var};
+use crate::solve::{Effort, Model, Outcome, Relaxation, Relaxed, Solution, Var};
 
 /// What the solver found out.
 #[derive(Clone, Debug)]
@@ -28,6 +31,20 @@ pub(super) struct Answer {
 /// tolerances then are far below what tells two choices apart.
 const SCALE: f64 = 1e4;
 
+/// Relaxations solved at most, each with the cycles of the last forbidden.
+const CUT_ROUNDS: usize = 60;
+/// Simplex iterations times rows that relaxations may take in all.
+const CUT_WORK: u64 = 2_000_000_000;
+/// Integer programs solved, at least and at most, each with the cycles of the last
+/// forbidden: the more the fewer arcs from class to class there are.
+const ROUNDS: (usize, usize) = (2, 40);
+/// Rounds times arcs.
+const ARC_ROUNDS: usize = 4000;
+/// Branch-and-bound nodes of a round times arcs.
+const ARC_NODES: usize = 200_000;
+/// By how much a cycle must be taken too much of, to be forbidden.
+const VIOLATED: f64 = 1e-3;
+
 /// Solves what is left of a problem of which a choice of cost `upper` is known.
 pub(super) fn exact(problem: &Reduced, upper: f64, effort: Effort) -> Result<Answer, PlanError> {
     let mut bound = needed_cost(problem);
@@ -39,7 +56,24 @@ pub(super) fn exact(problem: &Reduced, upper: f64, effort: Effort) -> Result<Ans
     }
     let scale = SCALE / upper;
     let (mut model, forms) = state(problem, scale);
-    for _ in 0..ROUNDS {
+    bound = bound.max(cut(problem, &forms, &mut model)? / scale);
+    if bound >= upper * (1.0 - effort.gap.max(1e-9)) {
+        return Ok(Answer {
+            choice: None,
+            bound,
+        });
+    }
+    let n_arcs: usize = problem
+        .classes
+        .iter()
+        .flatten()
+        .map(|f| f.reads.len())
+        .sum();
+    let effort = Effort {
+        nodes: effort.nodes.min((ARC_NODES / n_arcs.max(1)) as i32 + 1),
+        ..effort
+    };
+    for _ in 0..(ARC_ROUNDS / n_arcs.max(1)).clamp(ROUNDS.0, ROUNDS.1) {
         let (solution, proved) = match model.solve(effort)? {
             Outcome::Found(solution) => {
                 let value = value(problem, &forms, &solution);
@@ -142,6 +176,98 @@ fn forbid(problem: &Reduced, forms: &[Vec<Var>], model: &mut Model, cycle: &[usi
         terms.extend(readers(problem, forms, class, next).map(|x| (x, 1.0)));
     }
     model.at_most(terms, cycle.len() as f64 - 1.0);
+}
+
+/// Forbids cycles that the relaxation takes too much of, until it takes too much of
+/// none. The value of the last relaxation: no choice costs less.
+fn cut(problem: &Reduced, forms: &[Vec<Var>], model: &mut Model) -> Result<f64, PlanError> {
+    let mut relaxation = Relaxation::new()?;
+    let (mut value, mut work) = (0.0f64, 0);
+    for _ in 0..CUT_ROUNDS {
+        let Some(relaxed) = relaxation.solve(model)? else {
+            break;
+        };
+        value = value.max(relaxed.value);
+        work += relaxed.work;
+        let cycles = violated(problem, forms, &relaxed);
+        if cycles.is_empty() || work > CUT_WORK {
+            break;
+        }
+        for cycle in &cycles {
+            forbid(problem, forms, model, cycle);
+        }
+    }
+    Ok(value)
+}
+
+/// Cycles that a relaxation takes too much of, at most one through each class it finds
+/// first: shortest ones, where an arc is as long as what is missing to taking it whole.
+fn violated(problem: &Reduced, forms: &[Vec<Var>], relaxed: &Relaxed) -> Vec<Vec<usize>> {
+    let arcs: Vec<Vec<(usize, f64)>> = (0..problem.classes.len())
+        .map(|c| {
+            let mut taken: BTreeMap<usize, f64> = BTreeMap::new();
+            for (form, &x) in problem.classes[c].iter().zip(&forms[c]) {
+                let inside = form.reads.iter();
+                for &r in inside.filter(|&&r| problem.component[r] == problem.component[c]) {
+                    *taken.entry(r).or_default() += relaxed.value_of(x);
+                }
+            }
+            let long = taken
+                .into_iter()
+                .map(|(r, part)| (r, (1.0 - part).max(0.0)));
+            long.filter(|(_, length)| *length < 1.0 - VIOLATED)
+                .collect()
+        })
+        .collect();
+    let mut is_used = vec![false; arcs.len()];
+    let mut found = Vec::new();
+    for start in 0..arcs.len() {
+        if is_used[start] {
+            continue;
+        }
+        if let Some(cycle) = shortest(&arcs, start) {
+            for &c in &cycle {
+                is_used[c] = true;
+            }
+            found.push(cycle);
+        }
+    }
+    found
+}
+
+/// The shortest cycle through a class, if it is shorter than one.
+fn shortest(arcs: &[Vec<(usize, f64)>], start: usize) -> Option<Vec<usize>> {
+    // Lengths lie in [0, 1), where the bits of numbers are ordered as they are.
+    let key = |length: f64| length.to_bits();
+    let mut length: BTreeMap<usize, f64> = BTreeMap::new();
+    let mut before: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut open = BinaryHeap::from([(Reverse(key(0.0)), start)]);
+    let mut is_first = true;
+    while let Some((Reverse(bits), c)) = open.pop() {
+        let here = f64::from_bits(bits);
+        if c == start && !is_first {
+            let mut cycle = vec![before[&start]];
+            while let Some(&last) = cycle.last().filter(|&&last| last != start) {
+                cycle.push(before[&last]);
+            }
+            cycle.reverse();
+            return Some(cycle);
+        }
+        if !is_first && length.get(&c).is_some_and(|&l| l < here) {
+            continue;
+        }
+        is_first = false;
+        for &(next, more) in &arcs[c] {
+            let there = here + more;
+            let is_shorter = length.get(&next).is_none_or(|&l| there < l);
+            if there < 1.0 - VIOLATED && is_shorter {
+                length.insert(next, there);
+                before.insert(next, c);
+                open.push((Reverse(key(there)), next));
+            }
+        }
+    }
+    None
 }
 
 /// Disjoint cycles of a choice, none if it has none: what the roots need is

@@ -62,14 +62,11 @@ pub struct Extracted {
     pub bound: f64,
 }
 
-/// Integer programs solved at most, each with the cycles of the last forbidden.
-const ROUNDS: usize = 40;
-
 /// Effort of an extraction for its own sake.
 const EFFORT: Effort = Effort {
     gap: 0.0,
     nodes: 100_000,
-    secs: 60.0,
+    secs: f64::INFINITY,
 };
 
 /// The cheapest choice, or the cheapest found together with a bound. `None` if a

@@ -7,6 +7,7 @@
 //! **Accuracy.** A sum in `f32` spans 128 tiles. Then it is transformed back and
 //! added to doubles, which are added to `w` once per call.
 
+use std::arch::x86_64::_MM_HINT_T1;
 use std::array::from_fn;
 use std::ops::Range;
 
@@ -15,7 +16,7 @@ use super::super::tasks::{self, DisjointMut};
 use super::gemm;
 use super::shuffle::{ROW, spread_channels};
 use super::tiles::{self, Grid, Patches, Segment, Slab};
-use super::transform::{LANES, Lanes, PATCH, POINTS, TILE, output_grad, taps_grad_2d};
+use super::transform::{LANES, Lanes, Lines, PATCH, POINTS, TILE, output_grad, taps_grad_2d};
 use crate::Job;
 
 /// Channels between asking for a patch and reading it.
@@ -82,8 +83,7 @@ pub(in super::super) fn weight_grad(
     let grid = Grid::around(region);
     let macs = grid.n_vectors() * LANES * POINTS * g.kernel[0] * ins * outs;
     let wanted = tasks::n_workers(usize::MAX, macs);
-    let share = tasks::share(scratch.len(), wanted);
-    let Some((sizes, n_tasks)) = cut(g.kernel[0], ins, outs, wanted, share) else {
+    let Some((sizes, n_tasks, workers)) = cut(g.kernel[0], ins, outs, wanted, scratch.len()) else {
         return false;
     };
     // Nothing beyond the exact halo: it may not be there.
@@ -106,7 +106,7 @@ pub(in super::super) fn weight_grad(
     let n_ins = ins.div_ceil(sizes.ins);
     let n_outs = outs.div_ceil(sizes.out_lanes * LANES);
     let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-    tasks::run(n_tasks, wanted.min(n_tasks), scratch, |index, scratch| {
+    tasks::run(n_tasks, workers, scratch, |index, scratch| {
         let (index, c) = (index / n_ins, index % n_ins * sizes.ins);
         let (t, k) = (index / n_outs, index % n_outs * sizes.out_lanes * LANES);
         let task = Task {
@@ -128,14 +128,16 @@ pub(in super::super) fn weight_grad(
     true
 }
 
-/// The cheapest cut into tasks that fit `share` floats, and how many they are.
+/// The cheapest cut into tasks, how many they are, and by how many threads at
+/// once they fit `scratch` floats; nothing if not even one does. A weight's sum is
+/// the same in any cut.
 fn cut(
     depth: usize,
     ins: usize,
     outs: usize,
     workers: usize,
-    share: usize,
-) -> Option<(Sizes, usize)> {
+    scratch: usize,
+) -> Option<(Sizes, usize, usize)> {
     let sizes = CHANNELS
         .iter()
         .flat_map(|&c| CHANNELS.iter().map(move |&k| (c, k)));
@@ -144,16 +146,16 @@ fn cut(
             ins: c.min(ins),
             out_lanes: k.min(outs).div_ceil(LANES),
         };
-        (sizes.floats() <= share).then(|| {
-            let (c, k) = (sizes.ins, sizes.out_lanes * LANES);
-            let n_tasks = depth * ins.div_ceil(c) * outs.div_ceil(k);
-            // Per vector of tiles, in cycles: products, and both transforms.
-            let cost = POINTS * c * k + 400 * c + 300 * k;
-            (n_tasks.div_ceil(workers) * cost, n_tasks, sizes)
-        })
+        let (c, k) = (sizes.ins, sizes.out_lanes * LANES);
+        let n_tasks = depth * ins.div_ceil(c) * outs.div_ceil(k);
+        let room = scratch / tasks::whole_lines(sizes.floats());
+        let workers = workers.min(n_tasks).min(room);
+        // Per vector of tiles, in cycles: products, and both transforms.
+        let cost = POINTS * c * k + 400 * c + 300 * k;
+        (workers > 0).then(|| (n_tasks.div_ceil(workers) * cost, n_tasks, workers, sizes))
     });
     let best = fitting.min_by_key(|&(cost, ..)| cost)?;
-    Some((best.2, best.1))
+    Some((best.3, best.1, best.2))
 }
 
 struct Layer<'a> {
@@ -210,7 +212,7 @@ impl Task<'_> {
         sums.fill(0.0);
         let mut summed = 0;
         let mut columns = tiles::no_columns();
-        let mut slab: Slab<f32> = [[[0.0; ROW]; TILE]; LANES];
+        let mut slab: Slab<f32> = Lines([[[0.0; ROW]; TILE]; LANES]);
         for first in (0..layer.grid.n_vectors()).step_by(VECTORS) {
             for v in 0..VECTORS {
                 let segments = layer.grid.vector(first + v);
@@ -225,7 +227,10 @@ impl Task<'_> {
                 }
                 self.grads::<WIDE>(&segments, v, &mut slab, grads);
             }
+            let next: [_; VECTORS] = from_fn(|v| layer.grid.vector(first + VECTORS + v));
             for p in 0..POINTS {
+                // Memory fetches the next vectors while these are multiplied.
+                self.prefetch(&next, p);
                 let u = &patches[p * sizes.patch_point()..][..n_ins * Sizes::TILES];
                 for k in 0..sizes.out_lanes {
                     let y = &grads[p * sizes.grad_point() + k * Sizes::TILES * LANES..]
@@ -254,6 +259,26 @@ impl Task<'_> {
         unsafe { self.finish(doubles) };
     }
 
+    /// Asks for the `p`-th of [`POINTS`] parts of vectors to come.
+    #[inline(always)]
+    fn prefetch(&self, next: &[Vec<Segment>; VECTORS], p: usize) {
+        let (y, region) = (&self.layer.job.inputs[1], &self.layer.job.region);
+        let rows = self.c.len() * VECTORS * PATCH;
+        for row in rows * p / POINTS..rows * (p + 1) / POINTS {
+            let (patch, i) = (row / PATCH, row % PATCH);
+            let (c, v) = (self.c.start + patch / VECTORS, patch % VECTORS);
+            let patches = &self.layer.patches;
+            patches.prefetch_row::<_MM_HINT_T1>(&next[v], c, self.t, i);
+        }
+        let rows = self.k.len() * VECTORS * TILE;
+        for row in rows * p / POINTS..rows * (p + 1) / POINTS {
+            let (tile, i) = (row / TILE, row % TILE);
+            let (k, v) = (self.k.start + tile / VECTORS, tile % VECTORS);
+            let address = |at| y.address(at);
+            tiles::prefetch_tiles::<_MM_HINT_T1, _>(address, region, &next[v], k, i);
+        }
+    }
+
     /// Transforms vector `v` of the tiles of `ȳ`, all channels.
     #[inline(always)]
     fn grads<const WIDE: bool>(
@@ -268,30 +293,30 @@ impl Task<'_> {
         for lanes in 0..sizes.out_lanes {
             let k = self.k.start + lanes * LANES;
             tiles::fill(y, region, segments, k..(k + LANES).min(self.k.end), slab);
-            let slab = slab.as_flattened().as_flattened();
+            let slab = slab.0.as_flattened().as_flattened();
             for tile in 0..LANES {
-                let mut columns = [[[0.0; LANES]; TILE]; PATCH];
+                let mut columns = Lines([[[0.0; LANES]; TILE]; PATCH]);
                 for i in 0..TILE {
-                    let mut row = [[0.0; LANES]; TILE];
+                    let mut row = Lines([[0.0; LANES]; TILE]);
                     let from = &slab[i * ROW + tile * TILE..];
-                    spread_channels::<f32, WIDE>(from, TILE * ROW, &mut row);
+                    spread_channels::<f32, WIDE>(from, TILE * ROW, &mut row.0);
                     for l in 0..LANES {
-                        let y = output_grad(from_fn(|j| row[j][l]));
+                        let y = output_grad(from_fn(|j| row.0[j][l]));
                         for j in 0..PATCH {
-                            columns[j][i][l] = y[j];
+                            columns.0[j][i][l] = y[j];
                         }
                     }
                 }
                 let to = (lanes * Sizes::TILES + v * LANES + tile) * LANES;
-                for (j, column) in columns.iter().enumerate() {
-                    let mut points = [[0.0; LANES]; PATCH];
+                for (j, column) in columns.0.iter().enumerate() {
+                    let mut points = Lines([[0.0; LANES]; PATCH]);
                     for l in 0..LANES {
                         let y = output_grad(from_fn(|i| column[i][l]));
                         for i in 0..PATCH {
-                            points[i][l] = y[i];
+                            points.0[i][l] = y[i];
                         }
                     }
-                    for (i, point) in points.iter().enumerate() {
+                    for (i, point) in points.0.iter().enumerate() {
                         let p = i * PATCH + j;
                         grads[p * sizes.grad_point() + to..][..LANES].copy_from_slice(point);
                     }

@@ -46,7 +46,7 @@ pub(super) use grad::weight_grad;
 #[cfg(target_arch = "x86_64")]
 pub(super) use packed::compute;
 use tiles::{Grid, Patches, Segment};
-use transform::{LANES, Lanes, POINTS, TILE};
+use transform::{LANES, Lanes, Lines, POINTS, TILE};
 
 /// Output channels computed together.
 const OUTS: usize = 8;
@@ -172,15 +172,15 @@ impl<'a, T: Real> Problem<'a, T> {
         k: usize,
         sums: impl Fn(usize) -> Lanes<T>,
     ) {
-        let mut y = [[[T::ZERO; LANES]; TILE]; TILE];
-        transform::output_2d(sums, &mut y);
+        let mut y = Lines([[[T::ZERO; LANES]; TILE]; TILE]);
+        transform::output_2d(sums, &mut y.0);
         if let Some(bias) = self.bias {
-            for lane in y.as_flattened_mut().as_flattened_mut() {
+            for lane in y.0.as_flattened_mut().as_flattened_mut() {
                 *lane += bias[k];
             }
         }
         // SAFETY: as promised to this function.
-        unsafe { tiles::store::<T, WIDE>(&self.out, &self.region, segments, k, &y) };
+        unsafe { tiles::store::<T, WIDE>(&self.out, &self.region, segments, k, &y.0) };
     }
 }
 

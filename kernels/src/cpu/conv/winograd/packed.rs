@@ -7,9 +7,12 @@
 //! the weights: where the scratch holds them they are made once per call and
 //! shared, otherwise each task makes those of eight output channels as it goes.
 
+use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1};
+
 use super::super::tasks::{self, DisjointMut};
+use super::shuffle::PATCH_ROW;
 use super::tiles::{self, Grid, Segment};
-use super::transform::{LANES, POINTS, taps_2d};
+use super::transform::{LANES, PATCH, POINTS, TILE, taps_2d};
 use super::{OUTS, Problem, gemm};
 
 /// Floats of the transformed patches of a task: they should stay in the
@@ -18,6 +21,10 @@ const PATCH_FLOATS: usize = 288 << 10;
 
 /// Channels between asking for a patch and reading it.
 const AHEAD: usize = 2;
+
+/// Floats of a task's patches, and of the rows they are made of, that leave room
+/// in the second-level cache for the rows of the next task.
+const AHEAD_FLOATS: usize = 224 << 10;
 
 /// Most vectors of tiles of a task.
 const MOST_VECTORS: usize = 3;
@@ -119,10 +126,17 @@ pub(in super::super) fn compute(problem: &Problem<f32>, scratch: &mut [f32]) -> 
         let first = block * vectors;
         let last = (first + vectors).min(grid.n_vectors());
         let segments: Vec<_> = (first..last).map(|v| grid.vector(v)).collect();
+        let sizes = sizes(segments.len());
+        // Workers draw tasks in turn, so this one's next is likely to be there.
+        let rows = problem.n_terms() * segments.len() * PATCH;
+        let ahead = parts == 1 && sizes.patches() + rows * PATCH_ROW <= AHEAD_FLOATS;
+        let first = (block + workers) * vectors;
+        let next = if ahead { first..first + vectors } else { 0..0 };
         let task = Task {
             problem,
-            sizes: sizes(segments.len()),
+            sizes,
             segments: &segments,
+            next: &next.map(|v| grid.vector(v)).collect::<Vec<_>>(),
             weights: cached.then_some(weights),
             groups: groups * part / parts..groups * (part + 1) / parts,
         };
@@ -164,6 +178,8 @@ struct Task<'a> {
     problem: &'a Problem<'a, f32>,
     sizes: Sizes,
     segments: &'a [Vec<Segment>],
+    /// The vectors of tiles that this worker is likely to compute next.
+    next: &'a [Vec<Segment>],
     /// Transformed weights of all output channels.
     weights: Option<&'a [f32]>,
     /// Eights of output channels.
@@ -208,7 +224,8 @@ impl Task<'_> {
                     });
             }
         }
-        for group in self.groups.clone() {
+        let n_products = self.groups.len() * POINTS;
+        for (done, group) in self.groups.clone().enumerate() {
             let weights = match self.weights {
                 Some(all) => &all[group * sizes.weights()..][..sizes.weights()],
                 None => {
@@ -216,12 +233,11 @@ impl Task<'_> {
                     &own[..sizes.weights()]
                 }
             };
-            for k in (group * OUTS..problem.outs).take(OUTS) {
-                for segments in self.segments {
-                    tiles::prefetch_store(&problem.out, &problem.region, segments, k);
-                }
-            }
             for p in 0..POINTS {
+                // Memory works while the products are computed: it fetches what
+                // these sums will overwrite, and what comes after them.
+                self.prefetch_outputs(group, p);
+                self.prefetch_next(done * POINTS + p, n_products);
                 let w = &weights[p * sizes.weight_point()..][..sizes.terms * OUTS];
                 let u = &patches[p * point..][..sizes.terms * vectors * LANES];
                 let m = &mut sums[p * sizes.sum_point()..][..sizes.sum_point()];
@@ -247,6 +263,39 @@ impl Task<'_> {
                     unsafe { problem.store::<WIDE>(segments, k, lanes) };
                 }
             }
+        }
+    }
+
+    /// Asks for the `p`-th part of the rows that a group's sums go to.
+    #[inline(always)]
+    fn prefetch_outputs(&self, group: usize, p: usize) {
+        /// Points before whose products everything has been asked for.
+        const LAST: usize = POINTS - 6;
+        let (problem, vectors) = (self.problem, self.segments.len());
+        let first = group * OUTS;
+        let rows = OUTS.min(problem.outs - first) * vectors * TILE;
+        for row in rows * p.min(LAST) / LAST..rows * (p + 1).min(LAST) / LAST {
+            let (tile, i) = (row / TILE, row % TILE);
+            let (k, v) = (first + tile / vectors, tile % vectors);
+            let address = |at| problem.out.address(at);
+            let segments = &self.segments[v];
+            tiles::prefetch_tiles::<_MM_HINT_ET0, _>(address, &problem.region, segments, k, i);
+        }
+    }
+
+    /// Asks for the `part`-th of `parts` of the next task's patches.
+    #[inline(always)]
+    fn prefetch_next(&self, part: usize, parts: usize) {
+        let (problem, vectors) = (self.problem, self.next.len());
+        let rows = problem.n_terms() * vectors * PATCH;
+        for row in rows * part / parts..rows * (part + 1) / parts {
+            let (patch, i) = (row / PATCH, row % PATCH);
+            let (term, v) = (patch / vectors, patch % vectors);
+            let (t, c) = (term / problem.ins, term % problem.ins);
+            let segments = &self.next[v];
+            problem
+                .patches
+                .prefetch_row::<_MM_HINT_T1>(segments, c, t, i);
         }
     }
 }

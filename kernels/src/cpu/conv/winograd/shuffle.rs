@@ -4,7 +4,7 @@
 //! them. Compilers make scalar moves of this, so with AVX-512 it is spelled out.
 //! `WIDE` asks for that; the caller promises the machine and that `T` is `f32`.
 
-use super::transform::{LANES, Lanes, PATCH, TILE};
+use super::transform::{LANES, Lanes, Lines, PATCH, TILE};
 use crate::real::Real;
 
 /// Numbers of a row of sixteen tiles.
@@ -60,17 +60,17 @@ pub(super) fn spread_channels<T: Real, const WIDE: bool>(
 
 /// A row of the columns of sixteen tiles.
 #[inline(always)]
-pub(super) fn gather<T: Real, const WIDE: bool>(columns: &[Lanes<T>; TILE]) -> [T; ROW] {
-    let mut row = [T::ZERO; ROW];
+pub(super) fn gather<T: Real, const WIDE: bool>(columns: &[Lanes<T>; TILE]) -> Lines<[T; ROW]> {
+    let mut row = Lines([T::ZERO; ROW]);
     #[cfg(target_arch = "x86_64")]
     if WIDE {
         // SAFETY: as in `spread`.
-        unsafe { wide::gather(columns.as_ptr().cast(), row.as_mut_ptr().cast()) };
+        unsafe { wide::gather(columns.as_ptr().cast(), row.0.as_mut_ptr().cast()) };
         return row;
     }
     for l in 0..LANES {
         for j in 0..TILE {
-            row[l * TILE + j] = columns[j][l];
+            row.0[l * TILE + j] = columns[j][l];
         }
     }
     row
@@ -198,7 +198,7 @@ mod tests {
         let mut columns = [[0.0; LANES]; TILE];
         spread_channels::<f32, WIDE>(&tiles, TILE, &mut columns);
         assert_eq!(columns[3][2], 11.0);
-        assert_eq!(gather::<f32, WIDE>(&columns), tiles);
+        assert_eq!(gather::<f32, WIDE>(&columns).0, tiles);
     }
 
     #[test]

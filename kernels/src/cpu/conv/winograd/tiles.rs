@@ -6,11 +6,11 @@
 //! rows, borders) a small buffer is filled with pieces of several rows first.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 
 use super::shuffle::{PATCH_ROW, ROW, gather, spread};
-use super::transform::{LANES, Lanes, PATCH, TILE, input};
+use super::transform::{LANES, Lanes, Lines, PATCH, TILE, input};
 use crate::real::Real;
 use crate::view::{Box4, In, Out};
 
@@ -100,11 +100,11 @@ pub(super) struct Segment {
 }
 
 /// Half-transformed patches, `[column][row]`.
-pub(super) type Columns<T> = [[Lanes<T>; PATCH]; PATCH];
+pub(super) type Columns<T> = Lines<[[Lanes<T>; PATCH]; PATCH]>;
 
 /// No patches.
 pub(super) fn no_columns<T: Real>() -> Columns<T> {
-    [[[T::ZERO; LANES]; PATCH]; PATCH]
+    Lines([[[T::ZERO; LANES]; PATCH]; PATCH])
 }
 
 /// Where patches are read.
@@ -131,24 +131,24 @@ impl<T: Real> Patches<'_, T> {
     ) {
         // Along the rows of the patch first.
         for i in 0..PATCH {
-            let mut row = [[T::ZERO; LANES]; PATCH];
-            self.row::<WIDE>(segments, c, t, i, &mut row);
+            let mut row = Lines([[T::ZERO; LANES]; PATCH]);
+            self.row::<WIDE>(segments, c, t, i, &mut row.0);
             for l in 0..LANES {
-                let u = input(std::array::from_fn(|j| row[j][l]));
+                let u = input(std::array::from_fn(|j| row.0[j][l]));
                 for j in 0..PATCH {
-                    columns[j][i][l] = u[j];
+                    columns.0[j][i][l] = u[j];
                 }
             }
         }
-        for (j, column) in columns.iter().enumerate() {
-            let mut points = [[T::ZERO; LANES]; PATCH];
+        for (j, column) in columns.0.iter().enumerate() {
+            let mut points = Lines([[T::ZERO; LANES]; PATCH]);
             for l in 0..LANES {
                 let u = input(std::array::from_fn(|i| column[i][l]));
                 for i in 0..PATCH {
-                    points[i][l] = u[i];
+                    points.0[i][l] = u[i];
                 }
             }
-            for (i, lanes) in points.iter().enumerate() {
+            for (i, lanes) in points.0.iter().enumerate() {
                 put(i * PATCH + j, lanes);
             }
         }
@@ -159,13 +159,26 @@ impl<T: Real> Patches<'_, T> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn prefetch(&self, segments: &[Segment], c: usize, t: usize) {
+        for i in 0..PATCH {
+            self.prefetch_row::<_MM_HINT_T0>(segments, c, t, i);
+        }
+    }
+
+    /// Asks for row `i` of the patches of a channel.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn prefetch_row<const HINT: i32>(
+        &self,
+        segments: &[Segment],
+        c: usize,
+        t: usize,
+        i: usize,
+    ) {
         for s in segments {
             let first = (s.w as isize - self.pad[2]).max(self.readable[2].start as isize) as usize;
             let len = (s.len * TILE + PATCH - TILE).min(self.readable[2].end.saturating_sub(first));
-            for i in 0..PATCH {
-                if let Some((d, h)) = self.line(s, t, i) {
-                    prefetch_line::<_MM_HINT_T0, T>(self.x.address([s.n, c, d, h, first]), len);
-                }
+            if let Some((d, h)) = self.line(s, t, i) {
+                prefetch_line::<HINT, T>(self.x.address([s.n, c, d, h, first]), len);
             }
         }
     }
@@ -197,7 +210,7 @@ impl<T: Real> Patches<'_, T> {
                 }
             }
         }
-        let mut buffer = [T::ZERO; PATCH_ROW];
+        let mut buffer = Lines([T::ZERO; PATCH_ROW]);
         for s in segments {
             let Some((d, h)) = self.line(s, t, i) else {
                 continue;
@@ -210,9 +223,9 @@ impl<T: Real> Patches<'_, T> {
                 };
             let at = s.lane * TILE;
             let first = s.w as isize - self.pad[2];
-            self.copy([s.n, c, d, h], first, &mut buffer[at..at + len]);
+            self.copy([s.n, c, d, h], first, &mut buffer.0[at..at + len]);
         }
-        spread::<T, WIDE>(&buffer, into);
+        spread::<T, WIDE>(&buffer.0, into);
         // The patches of a run's last tile go on where the next run's begin.
         for s in segments {
             let last = s.lane + s.len - 1;
@@ -256,17 +269,22 @@ impl<T: Real> Patches<'_, T> {
     }
 }
 
-/// Asks for the rows that [`store`] will write, lest it waits for them.
+/// Asks for row `i` of the tiles that [`store`] will write, or that [`fill`] will
+/// read.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(super) fn prefetch_store<T: Real>(out: &Out<T>, region: &Box4, segments: &[Segment], k: usize) {
+pub(super) fn prefetch_tiles<const HINT: i32, T>(
+    address: impl Fn([usize; 5]) -> *const T,
+    region: &Box4,
+    segments: &[Segment],
+    k: usize,
+    i: usize,
+) {
     let (rows, cols) = (region.s(1), region.s(2));
     for s in segments {
         let (lo, hi) = (s.w.max(cols.start), (s.w + s.len * TILE).min(cols.end));
-        for h in s.h.max(rows.start)..(s.h + TILE).min(rows.end) {
-            if lo < hi {
-                prefetch_line::<_MM_HINT_ET0, T>(out.address([s.n, k, s.d, h, lo]), hi - lo);
-            }
+        if lo < hi && rows.contains(&(s.h + i)) {
+            prefetch_line::<HINT, T>(address([s.n, k, s.d, s.h + i, lo]), hi - lo);
         }
     }
 }
@@ -299,7 +317,7 @@ pub(super) unsafe fn store<T: Real, const WIDE: bool>(
 ) {
     let (rows, cols) = (region.s(1), region.s(2));
     for (i, tiles) in tiles.iter().enumerate() {
-        let buffer = gather::<T, WIDE>(tiles);
+        let buffer = gather::<T, WIDE>(tiles).0;
         for s in segments {
             let h = s.h + i;
             let (lo, hi) = (s.w.max(cols.start), (s.w + s.len * TILE).min(cols.end));
@@ -318,7 +336,7 @@ pub(super) unsafe fn store<T: Real, const WIDE: bool>(
 }
 
 /// Rows of sixteen tiles, of sixteen channels.
-pub(super) type Slab<T> = [[[T; ROW]; TILE]; LANES];
+pub(super) type Slab<T> = Lines<[[[T; ROW]; TILE]; LANES]>;
 
 /// Fills a slab from channels `k` on, zeros outside `region` and beyond the last.
 #[inline(always)]
@@ -331,7 +349,7 @@ pub(super) fn fill<T: Real>(
 ) {
     let (rows, cols) = (region.s(1), region.s(2));
     let mut channels = k.map(Some).chain(std::iter::repeat(None));
-    for channel in slab {
+    for channel in &mut slab.0 {
         let k = channels.next().flatten();
         for (i, row) in channel.iter_mut().enumerate() {
             if let (Some(k), [s]) = (k, segments)

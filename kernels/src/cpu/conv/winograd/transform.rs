@@ -30,6 +30,13 @@ pub(super) const POINTS: usize = PATCH * PATCH;
 /// One number of sixteen tiles or channels.
 pub(super) type Lanes<T> = [T; LANES];
 
+/// Numbers on the stack that begin at a cache line. A vector of sixteen that
+/// crosses a line costs two accesses, and cannot be read back from the store
+/// buffer.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Lines<A>(pub(super) A);
+
 /// `Bᵀ d`.
 #[inline(always)]
 pub(super) fn input<T: Real>(d: [T; PATCH]) -> [T; PATCH] {
@@ -139,17 +146,17 @@ pub(super) fn output_2d<T: Real>(
     into: &mut [[Lanes<T>; TILE]; TILE],
 ) {
     // Row by row: the rows of the patch that is gone, the columns of the tile.
-    let mut rows = [[[T::ZERO; LANES]; PATCH]; TILE];
+    let mut rows = Lines([[[T::ZERO; LANES]; PATCH]; TILE]);
     for i in 0..PATCH {
         let row: [Lanes<T>; PATCH] = from_fn(|j| m(i * PATCH + j));
         for l in 0..LANES {
             let y = output(from_fn(|j| row[j][l]));
             for j in 0..TILE {
-                rows[j][i][l] = y[j];
+                rows.0[j][i][l] = y[j];
             }
         }
     }
-    for (j, rows) in rows.iter().enumerate() {
+    for (j, rows) in rows.0.iter().enumerate() {
         for l in 0..LANES {
             let y = output(from_fn(|i| rows[i][l]));
             for i in 0..TILE {

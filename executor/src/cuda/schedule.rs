@@ -1,0 +1,210 @@
+//! What must wait for what: calls on three streams, ordered by the bytes that
+//! they touch.
+//!
+//! Kernels, copies to the device and copies to the host each have a stream, which
+//! keeps its own order. Two calls on different streams that touch the same byte of
+//! the arena, one of them writing, must keep theirs: the later waits for an event
+//! that the earlier's stream records. One event stands for all that its stream was
+//! given so far, and for all that this waited for, so that most calls need none.
+
+use std::ops::Range;
+
+/// A stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Kernels.
+    Compute,
+    /// Copies to the device.
+    ToDevice,
+    /// Copies to the host.
+    ToHost,
+}
+
+impl Lane {
+    /// All of them.
+    pub(super) const ALL: [Lane; 3] = [Lane::Compute, Lane::ToDevice, Lane::ToHost];
+}
+
+/// Bytes of the arena.
+pub(super) type Bytes = Range<u64>;
+
+/// A call's use of some bytes, as long as a later call may have to wait for it.
+#[derive(Clone, Debug)]
+struct Access {
+    lane: usize,
+    number: u64,
+    bytes: Bytes,
+    writes: bool,
+}
+
+/// Accesses that are kept apart; beyond, those of a stream are taken as one.
+const MOST_ACCESSES: usize = 1024;
+
+/// What the streams were given, and what each knows of the others.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    /// Calls given to each stream.
+    given: [u64; 3],
+    /// How many calls of another stream come before whatever a stream is given next.
+    seen: [[u64; 3]; 3],
+    accesses: Vec<Access>,
+}
+
+impl Schedule {
+    /// Gives a call to `lane`; the streams that it must wait for first.
+    pub(super) fn give(&mut self, lane: Lane, reads: &[Bytes], writes: &[Bytes]) -> Vec<Lane> {
+        let me = lane as usize;
+        let mut waits = Vec::new();
+        for other in Lane::ALL {
+            let it = other as usize;
+            let seen = self.seen[me][it];
+            let clash = |a: &Access| {
+                let with = |bytes: &Bytes| a.bytes.start < bytes.end && bytes.start < a.bytes.end;
+                a.lane == it
+                    && a.number > seen
+                    && (writes.iter().any(with) || (a.writes && reads.iter().any(with)))
+            };
+            if it != me && self.accesses.iter().any(clash) {
+                waits.push(other);
+                self.learn(me, it);
+            }
+        }
+        self.given[me] += 1;
+        let number = self.given[me];
+        let uses = (reads.iter().map(|b| (b, false))).chain(writes.iter().map(|b| (b, true)));
+        self.accesses.extend(uses.map(|(bytes, writes)| Access {
+            lane: me,
+            number,
+            bytes: bytes.clone(),
+            writes,
+        }));
+        self.forget();
+        waits
+    }
+
+    /// Notes that the host has waited for all of `lane`.
+    pub(super) fn drained(&mut self, lane: Lane) {
+        for me in 0..3 {
+            self.learn(me, lane as usize);
+        }
+        self.forget();
+    }
+
+    /// What comes after all of stream `it`, and after all that came before that.
+    fn learn(&mut self, me: usize, it: usize) {
+        let mut known = self.seen[it];
+        known[it] = self.given[it];
+        for (mine, known) in self.seen[me].iter_mut().zip(known) {
+            *mine = (*mine).max(known);
+        }
+    }
+
+    /// Drops what no stream will wait for any more.
+    fn forget(&mut self) {
+        let seen = self.seen;
+        let open = |a: &Access| (0..3).any(|me| me != a.lane && seen[me][a.lane] < a.number);
+        self.accesses.retain(open);
+        if self.accesses.len() <= MOST_ACCESSES {
+            return;
+        }
+        let one = |lane: usize| {
+            let of_lane = || self.accesses.iter().filter(move |a| a.lane == lane);
+            Some(Access {
+                lane,
+                number: of_lane().map(|a| a.number).max()?,
+                bytes: of_lane().map(|a| a.bytes.start).min()?
+                    ..of_lane().map(|a| a.bytes.end).max()?,
+                writes: true,
+            })
+        };
+        self.accesses = (0..3).filter_map(one).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A call: its stream, a read and a write.
+    type Call = (usize, (u64, u64), (u64, u64));
+
+    /// For each call, how many calls of each stream are done before it begins if
+    /// it waits as `waits` says.
+    fn clocks(calls: &[Call], waits: &[Vec<Lane>]) -> Vec<[u64; 3]> {
+        let mut given = [0; 3];
+        let mut at = [[0; 3]; 3];
+        let one = |((lane, ..), waits): (&Call, &Vec<Lane>)| {
+            for other in waits.iter().map(|w| *w as usize) {
+                let mut known: [u64; 3] = at[other];
+                known[other] = given[other];
+                for (mine, known) in at[*lane].iter_mut().zip(known) {
+                    *mine = (*mine).max(known);
+                }
+            }
+            at[*lane][*lane] = given[*lane];
+            given[*lane] += 1;
+            at[*lane]
+        };
+        calls.iter().zip(waits).map(one).collect()
+    }
+
+    /// Whether every call begins after those before it that touch its bytes.
+    fn is_safe(calls: &[Call], waits: &[Vec<Lane>]) -> bool {
+        let clocks = clocks(calls, waits);
+        let number = |i: usize| calls[..=i].iter().filter(|c| c.0 == calls[i].0).count() as u64;
+        let touch = |a: (u64, u64), b: (u64, u64)| a.0 < b.0 + b.1 && b.0 < a.0 + a.1;
+        (0..calls.len()).all(|j| {
+            (0..j).all(|i| {
+                let ((_, ri, wi), (_, rj, wj)) = (calls[i], calls[j]);
+                let clash = touch(wi, rj) || touch(wi, wj) || touch(ri, wj);
+                !clash || clocks[j][calls[i].0] >= number(i)
+            })
+        })
+    }
+
+    fn schedule(calls: &[Call]) -> Vec<Vec<Lane>> {
+        let mut schedule = Schedule::default();
+        let bytes = |(at, len): (u64, u64)| at..at + len;
+        let one = |&(lane, read, write): &Call| {
+            schedule.give(Lane::ALL[lane], &[bytes(read)], &[bytes(write)])
+        };
+        calls.iter().map(one).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn conflicts_keep_their_order_and_no_call_waits_for_nothing(
+            calls in prop::collection::vec((0usize..3, (0u64..40, 1u64..8), (0u64..40, 1u64..8)), 1..60),
+        ) {
+            let waits = schedule(&calls);
+            prop_assert!(is_safe(&calls, &waits));
+            for i in 0..calls.len() {
+                let mut fewer = waits.clone();
+                if !std::mem::take(&mut fewer[i]).is_empty() {
+                    prop_assert!(!is_safe(&calls, &fewer), "call {} need not wait", i);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_accesses_are_taken_as_one_and_stay_safe() {
+        let calls: Vec<Call> = (0..3000)
+            .map(|i| (usize::from(i % 700 == 699), (i * 8, 8), (i * 8 + 4, 4)))
+            .collect();
+        assert!(is_safe(&calls, &schedule(&calls)));
+    }
+
+    #[test]
+    fn what_the_host_has_waited_for_needs_no_event() {
+        let (first, second, both): (Bytes, Bytes, Bytes) = (0..8, 8..16, 0..16);
+        let (first, second, both) = ([first], [second], [both]);
+        let mut schedule = Schedule::default();
+        assert!(schedule.give(Lane::ToDevice, &[], &first).is_empty());
+        let waits = schedule.give(Lane::Compute, &first, &second);
+        assert_eq!(waits, [Lane::ToDevice]);
+        schedule.drained(Lane::Compute);
+        assert!(schedule.give(Lane::ToHost, &both, &[]).is_empty());
+    }
+}

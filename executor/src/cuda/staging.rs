@@ -1,0 +1,92 @@
+//! Page-locked memory between image sources and the device.
+//!
+//! There are two buffers: while the device copies from one, the next region is
+//! read into the other. A buffer comes back with an event that says when the
+//! device is done with it.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice};
+use sstep_kernels::Real;
+
+use crate::device::DeviceError;
+
+use super::driver::failed;
+
+/// The two buffers, the one used longest ago first.
+pub(super) struct Staging {
+    context: Arc<CudaContext>,
+    slots: [Option<(PinnedHostSlice<u8>, CudaEvent)>; 2],
+}
+
+/// A buffer that the device does not use.
+pub(super) struct Slot<T> {
+    memory: PinnedHostSlice<u8>,
+    len: usize,
+    elements: std::marker::PhantomData<T>,
+}
+
+impl<T: Real> Slot<T> {
+    /// The elements asked for, of any value at first.
+    pub(super) fn elements(&mut self) -> &mut [T] {
+        let memory = self
+            .memory
+            .as_mut_slice()
+            .map_or(std::ptr::null_mut(), <[u8]>::as_mut_ptr);
+        assert!(
+            !memory.is_null(),
+            "page-locked memory that nobody copies is there"
+        );
+        // SAFETY: the memory holds as many elements, starts at a page, and any
+        // bits are a number; `&mut self` keeps the slice the only one.
+        unsafe { std::slice::from_raw_parts_mut(memory.cast::<T>(), self.len) }
+    }
+}
+
+impl Staging {
+    /// No memory yet.
+    pub(super) fn new(context: &Arc<CudaContext>) -> Self {
+        Staging {
+            context: Arc::clone(context),
+            slots: [None, None],
+        }
+    }
+
+    /// A buffer of `len` elements, once the device is done with it.
+    pub(super) fn take<T: Real>(&mut self, len: usize) -> Result<Slot<T>, DeviceError> {
+        let bytes = len * size_of::<T>();
+        self.slots.swap(0, 1);
+        let old = self.slots[1].take();
+        let memory = match old {
+            Some((memory, done)) => {
+                done.synchronize().map_err(failed("waiting for a copy"))?;
+                Some(memory).filter(|m| m.num_bytes() >= bytes)
+            }
+            None => None,
+        };
+        let memory = match memory {
+            Some(memory) => memory,
+            // SAFETY: any bits are a number of bytes.
+            None => unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(64), 0) }
+                .map_err(failed("allocating page-locked memory"))?,
+        };
+        Ok(Slot {
+            memory,
+            len,
+            elements: std::marker::PhantomData,
+        })
+    }
+
+    /// Takes a buffer back that `stream` may still copy from.
+    pub(super) fn give_back<T>(
+        &mut self,
+        slot: Slot<T>,
+        stream: &CudaStream,
+    ) -> Result<(), DeviceError> {
+        let done = stream
+            .record_event(None)
+            .map_err(failed("marking a copy"))?;
+        self.slots[1] = Some((slot.memory, done));
+        Ok(())
+    }
+}

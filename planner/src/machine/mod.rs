@@ -1,0 +1,303 @@
+//! What the machine can do, as data.
+//!
+//! The planner compares plans by predicted seconds; every rate it uses is here, so
+//! the same tape, machine and budget give the same plan. A profile is measured by
+//! `sstep calibrate` and kept as JSON with a version; the one that is built in was
+//! measured so, on two cores with AVX2, and serves until then.
+
+mod family;
+mod rates;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::PlanError;
+
+pub use family::{ConvClass, ConvRole, Family, Kernel, Unit};
+pub use rates::RateTable;
+
+/// Version of the profiles that this planner reads.
+pub const PROFILE_VERSION: u32 = 1;
+
+/// Rates of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(into = "Stored")]
+pub struct Machine {
+    /// Shown by `explain`.
+    pub name: String,
+    /// Threads that it was measured with.
+    pub threads: usize,
+    /// Whether convolutions may be computed by Winograd's algorithm.
+    pub winograd: bool,
+    /// Host to device copies, in bytes/s.
+    pub h2d_bytes_per_sec: f64,
+    /// Device to host copies, in bytes/s.
+    pub d2h_bytes_per_sec: f64,
+    /// Reading spilled tensors from disk, in bytes/s.
+    pub disk_read_bytes_per_sec: f64,
+    /// Writing them, in bytes/s.
+    pub disk_write_bytes_per_sec: f64,
+    /// Reading and decoding image sources, in bytes/s of decoded elements.
+    pub source_bytes_per_sec: f64,
+    /// Cost of one instruction of a plan beyond its kernel, in seconds.
+    pub launch_secs: f64,
+    /// Scratch that kernels work best with, in bytes; part of the cap.
+    pub workspace_bytes: u64,
+    /// By [`Family::ix`].
+    kernels: Vec<RateTable>,
+}
+
+/// A profile as it is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    version: u32,
+    name: String,
+    threads: usize,
+    h2d_bytes_per_sec: f64,
+    d2h_bytes_per_sec: f64,
+    disk_read_bytes_per_sec: f64,
+    disk_write_bytes_per_sec: f64,
+    source_bytes_per_sec: f64,
+    launch_secs: f64,
+    workspace_bytes: u64,
+    kernels: BTreeMap<String, RateTable>,
+}
+
+/// Rates that are no table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Links {
+    /// See [`Machine::h2d_bytes_per_sec`].
+    pub h2d_bytes_per_sec: f64,
+    /// See [`Machine::d2h_bytes_per_sec`].
+    pub d2h_bytes_per_sec: f64,
+    /// See [`Machine::disk_read_bytes_per_sec`].
+    pub disk_read_bytes_per_sec: f64,
+    /// See [`Machine::disk_write_bytes_per_sec`].
+    pub disk_write_bytes_per_sec: f64,
+    /// See [`Machine::source_bytes_per_sec`].
+    pub source_bytes_per_sec: f64,
+    /// See [`Machine::launch_secs`].
+    pub launch_secs: f64,
+}
+
+static BUILT_IN: LazyLock<Machine> = LazyLock::new(|| {
+    Machine::from_json(include_str!("builtin.json")).expect("the built-in profile is one")
+});
+
+impl Machine {
+    /// The built-in profile: two cores with AVX2.
+    pub fn cpu_default() -> Self {
+        BUILT_IN.clone()
+    }
+
+    /// A profile from what was measured. `kernels` holds a table for every family.
+    ///
+    /// # Errors
+    /// [`PlanError::Profile`] if a family or a usable number is missing.
+    pub fn new(
+        name: String,
+        threads: usize,
+        links: Links,
+        workspace_bytes: u64,
+        kernels: BTreeMap<Family, RateTable>,
+    ) -> Result<Self, PlanError> {
+        let kernels = kernels.into_iter().map(|(f, t)| (f.name(), t)).collect();
+        Stored {
+            version: PROFILE_VERSION,
+            name,
+            threads,
+            h2d_bytes_per_sec: links.h2d_bytes_per_sec,
+            d2h_bytes_per_sec: links.d2h_bytes_per_sec,
+            disk_read_bytes_per_sec: links.disk_read_bytes_per_sec,
+            disk_write_bytes_per_sec: links.disk_write_bytes_per_sec,
+            source_bytes_per_sec: links.source_bytes_per_sec,
+            launch_secs: links.launch_secs,
+            workspace_bytes,
+            kernels,
+        }
+        .check()
+    }
+
+    /// Reads a profile.
+    ///
+    /// # Errors
+    /// [`PlanError::ProfileVersion`] if another version of sstep wrote it,
+    /// [`PlanError::Profile`] if it is none or lacks something.
+    pub fn from_json(text: &str) -> Result<Self, PlanError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let not_one = |e: serde_json::Error| PlanError::Profile {
+            reason: e.to_string(),
+        };
+        // The version first: whatever else another version says is not for us.
+        let Version { version } = serde_json::from_str(text).map_err(not_one)?;
+        if version != PROFILE_VERSION {
+            return Err(PlanError::ProfileVersion {
+                found: version,
+                expected: PROFILE_VERSION,
+            });
+        }
+        let stored: Stored = serde_json::from_str(text).map_err(not_one)?;
+        stored.check()
+    }
+
+    /// The profile as JSON, for [`Machine::from_json`].
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(&Stored::from(self.clone()))
+            .expect("finite numbers and text are JSON")
+    }
+
+    /// The same machine with every convolution summed tap by tap, as the untiled
+    /// reference does.
+    pub fn without_winograd(mut self) -> Self {
+        self.winograd = false;
+        self
+    }
+
+    /// The table of a family.
+    pub fn rates(&self, family: Family) -> &RateTable {
+        &self.kernels[family.ix()]
+    }
+
+    /// Seconds of a kernel over `points` positions in `launches` calls.
+    pub fn kernel_secs(&self, kernel: &Kernel<'_>, points: u64, launches: u64) -> f64 {
+        if points == 0 || launches == 0 {
+            return 0.0;
+        }
+        let family = kernel.family();
+        let (work, size) = match family.unit() {
+            Unit::Flops => (kernel.flops(points), points as f64),
+            Unit::Bytes => {
+                let bytes = kernel.bytes(points);
+                (bytes, bytes)
+            }
+        };
+        let launches = launches as f64;
+        let rate = self.rates(family).per_sec(kernel.width(), size / launches);
+        work / rate + launches * self.launch_secs
+    }
+
+    /// Seconds of moving `bytes` within the device in `calls` calls.
+    pub fn copy_secs(&self, bytes: u64, calls: u64) -> f64 {
+        self.streamed_secs(Family::Copy, 2 * bytes, calls)
+    }
+
+    /// Seconds of updating a parameter of `bytes` with `state_slots` tensors of state.
+    pub fn update_secs(&self, bytes: u64, state_slots: usize) -> f64 {
+        let touched = bytes * (3 + 2 * state_slots as u64);
+        self.streamed_secs(Family::Optimiser, touched, 1)
+    }
+
+    fn streamed_secs(&self, family: Family, bytes: u64, calls: u64) -> f64 {
+        if bytes == 0 || calls == 0 {
+            return 0.0;
+        }
+        let per_call = bytes as f64 / calls as f64;
+        bytes as f64 / self.rates(family).per_sec(1.0, per_call) + calls as f64 * self.launch_secs
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine::cpu_default()
+    }
+}
+
+impl Stored {
+    fn check(self) -> Result<Machine, PlanError> {
+        let fault = |reason: String| Err(PlanError::Profile { reason });
+        let numbers = [
+            ("h2d_bytes_per_sec", self.h2d_bytes_per_sec),
+            ("d2h_bytes_per_sec", self.d2h_bytes_per_sec),
+            ("disk_read_bytes_per_sec", self.disk_read_bytes_per_sec),
+            ("disk_write_bytes_per_sec", self.disk_write_bytes_per_sec),
+            ("source_bytes_per_sec", self.source_bytes_per_sec),
+            ("launch_secs", self.launch_secs),
+        ];
+        for (name, value) in numbers {
+            if !(value.is_finite() && value > 0.0) {
+                return fault(format!("{name} must be a positive number, not {value}"));
+            }
+        }
+        if let Some(name) = self.kernels.keys().find(|n| Family::by_name(n).is_none()) {
+            return fault(format!("`{name}` is no family of kernels"));
+        }
+        let mut kernels = Vec::with_capacity(Family::COUNT);
+        for family in Family::all() {
+            let Some(table) = self.kernels.get(&family.name()) else {
+                return fault(format!("the rates of {family} are missing"));
+            };
+            if let Some(what) = table.fault() {
+                return fault(format!("the rates of {family}: {what}"));
+            }
+            kernels.push(table.clone());
+        }
+        Ok(Machine {
+            name: self.name,
+            threads: self.threads,
+            winograd: true,
+            h2d_bytes_per_sec: self.h2d_bytes_per_sec,
+            d2h_bytes_per_sec: self.d2h_bytes_per_sec,
+            disk_read_bytes_per_sec: self.disk_read_bytes_per_sec,
+            disk_write_bytes_per_sec: self.disk_write_bytes_per_sec,
+            source_bytes_per_sec: self.source_bytes_per_sec,
+            launch_secs: self.launch_secs,
+            workspace_bytes: self.workspace_bytes,
+            kernels,
+        })
+    }
+}
+
+impl From<Machine> for Stored {
+    fn from(m: Machine) -> Self {
+        let kernels = Family::all().map(Family::name).zip(m.kernels).collect();
+        Stored {
+            version: PROFILE_VERSION,
+            name: m.name,
+            threads: m.threads,
+            h2d_bytes_per_sec: m.h2d_bytes_per_sec,
+            d2h_bytes_per_sec: m.d2h_bytes_per_sec,
+            disk_read_bytes_per_sec: m.disk_read_bytes_per_sec,
+            disk_write_bytes_per_sec: m.disk_write_bytes_per_sec,
+            source_bytes_per_sec: m.source_bytes_per_sec,
+            launch_secs: m.launch_secs,
+            workspace_bytes: m.workspace_bytes,
+            kernels,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_read_as_it_was_written() {
+        let machine = Machine::cpu_default();
+        let again = Machine::from_json(&machine.to_json()).expect("a profile");
+        assert_eq!(again, machine);
+    }
+
+    #[test]
+    fn what_is_no_profile_is_said() {
+        let text = Machine::cpu_default().to_json();
+        let refuse = |text: &str, expected: &str| {
+            let error = Machine::from_json(text).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        refuse("{", "EOF");
+        refuse("{\"version\":0}", "version 0");
+        refuse(&text.replace("\"version\":1", "\"version\":7"), "version 7");
+        refuse(&text.replace("norm-grad", "nrom-grad"), "`nrom-grad`");
+        refuse(
+            &text.replace("\"launch_secs\":", "\"launch_secs\":-"),
+            "launch_secs",
+        );
+        refuse(&text.replace("launch_secs", "launch"), "launch");
+    }
+}

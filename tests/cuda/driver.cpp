@@ -1,0 +1,283 @@
+// Stands in for the CUDA driver: as much of its interface as the backend calls.
+// Device memory is memory of the process, and kernels are functions of a shared
+// library whose path a module's image names. What a stream is given is done as
+// late as possible and in a random order of all that is legal: a wait that is
+// missing shows in the results.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <dlfcn.h>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+typedef int Result;
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500 };
+static const size_t TOTAL = 1ull << 33;
+static std::recursive_mutex lock;
+typedef std::lock_guard<std::recursive_mutex> Guard;
+static std::map<uint64_t, size_t> live;
+static size_t live_bytes, peak_bytes;
+
+static std::map<uint64_t, size_t> pinned;
+
+// What a stream has yet to do, or to wait for.
+struct Task {
+    std::function<void()> run;
+    std::shared_ptr<bool> until;
+};
+struct Stream {
+    std::deque<Task> tasks;
+};
+struct Event {
+    std::shared_ptr<bool> done = std::make_shared<bool>(true);
+};
+static std::vector<Stream *> streams;
+
+static size_t below(size_t n) {
+    static uint64_t state = 1;
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return (size_t)(state >> 33) % n;
+}
+
+// Does one task of any stream that may go on.
+static void step() {
+    std::vector<Stream *> ready;
+    for (Stream *s : streams)
+        if (!s->tasks.empty() && (!s->tasks.front().until || *s->tasks.front().until))
+            ready.push_back(s);
+    if (ready.empty()) {
+        fprintf(stderr, "every stream waits for another\n");
+        abort();
+    }
+    Stream *s = ready[below(ready.size())];
+    Task task = s->tasks.front();
+    s->tasks.pop_front();
+    if (task.run) task.run();
+}
+
+static void drain(Stream *s) {
+    while (!s->tasks.empty()) step();
+}
+
+static void give(void *stream, std::function<void()> run) {
+    ((Stream *)stream)->tasks.push_back({run, nullptr});
+}
+
+static bool is_within(const std::map<uint64_t, size_t> &memory, uint64_t at, size_t bytes) {
+    auto next = memory.upper_bound(at);
+    if (next == memory.begin()) return false;
+    --next;
+    return at + bytes <= next->first + next->second;
+}
+
+struct Function {
+    size_t args_bytes;
+    void *kernel;
+    void (*launch)(void *, const char *, const void *, unsigned, unsigned);
+    std::string name;
+};
+
+struct Copy3d {
+    size_t src_x, src_y, src_z, src_lod;
+    int src_type;
+    const void *src_host;
+    uint64_t src_device;
+    void *src_array, *reserved0;
+    size_t src_pitch, src_height;
+    size_t dst_x, dst_y, dst_z, dst_lod;
+    int dst_type;
+    void *dst_host;
+    uint64_t dst_device;
+    void *dst_array, *reserved1;
+    size_t dst_pitch, dst_height;
+    size_t width, height, depth;
+};
+
+static bool is_live(uint64_t at, size_t bytes) { return is_within(live, at, bytes); }
+
+extern "C" {
+size_t standin_live_bytes() { return live_bytes; }
+size_t standin_peak_bytes() { return peak_bytes; }
+
+Result cuInit(unsigned) { return OK; }
+Result cuDeviceGetCount(int *n) { *n = 1; return OK; }
+Result cuDeviceGet(int *device, int ordinal) { *device = ordinal; return OK; }
+Result cuDeviceGetName(char *name, int len, int) { snprintf(name, len, "stand-in"); return OK; }
+Result cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = TOTAL; return OK; }
+Result cuDeviceGetAttribute(int *value, int which, int) {
+    // Compute capability 9.0, two multiprocessors, nothing else.
+    *value = which == 75 ? 9 : which == 16 ? 2 : 0;
+    return OK;
+}
+Result cuDevicePrimaryCtxRetain(void **context, int) { *context = (void *)1; return OK; }
+Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+Result cuCtxSetCurrent(void *) { return OK; }
+Result cuCtxGetCurrent(void **context) { *context = (void *)1; return OK; }
+Result cuCtxSynchronize() {
+    Guard guard(lock);
+    for (Stream *s : streams) drain(s);
+    return OK;
+}
+Result cuStreamCreate(void **stream, unsigned) {
+    Guard guard(lock);
+    streams.push_back(new Stream);
+    *stream = streams.back();
+    return OK;
+}
+Result cuStreamDestroy_v2(void *stream) {
+    Guard guard(lock);
+    drain((Stream *)stream);
+    for (size_t i = 0; i < streams.size(); ++i)
+        if (streams[i] == stream) streams.erase(streams.begin() + i--);
+    return OK;
+}
+Result cuStreamSynchronize(void *stream) {
+    Guard guard(lock);
+    drain((Stream *)stream);
+    return OK;
+}
+Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
+    Guard guard(lock);
+    static const char *fault = getenv("SSTEP_FAULT");
+    if (fault && !strcmp(fault, "waits that are not made")) return OK;
+    ((Stream *)stream)->tasks.push_back({nullptr, ((Event *)event)->done});
+    return OK;
+}
+Result cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
+Result cuEventDestroy_v2(void *event) { delete (Event *)event; return OK; }
+Result cuEventRecord(void *event, void *stream) {
+    Guard guard(lock);
+    std::shared_ptr<bool> done = std::make_shared<bool>(false);
+    ((Event *)event)->done = done;
+    give(stream, [done] { *done = true; });
+    return OK;
+}
+Result cuEventSynchronize(void *event) {
+    Guard guard(lock);
+    std::shared_ptr<bool> done = ((Event *)event)->done;
+    while (!*done) step();
+    return OK;
+}
+Result cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
+    Guard guard(lock);
+    *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (!*memory) return OUT_OF_MEMORY;
+    memset(*memory, 0xff, bytes);
+    pinned[(uint64_t)*memory] = bytes;
+    return OK;
+}
+Result cuMemFreeHost(void *memory) {
+    Guard guard(lock);
+    pinned.erase((uint64_t)memory);
+    free(memory);
+    return OK;
+}
+Result cuGetErrorString(Result, const char **text) { *text = "refused by the stand-in"; return OK; }
+Result cuGetErrorName(Result, const char **text) { *text = "CUDA_ERROR_STANDIN"; return OK; }
+
+Result cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    *free_bytes = TOTAL - live_bytes;
+    *total = TOTAL;
+    return OK;
+}
+Result cuMemAlloc_v2(uint64_t *at, size_t bytes) {
+    Guard guard(lock);
+    if (live_bytes + bytes > TOTAL) return OUT_OF_MEMORY;
+    void *memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!memory) return OUT_OF_MEMORY;
+    memset(memory, 0xff, bytes);
+    *at = (uint64_t)memory;
+    live[*at] = bytes;
+    live_bytes += bytes;
+    if (live_bytes > peak_bytes) peak_bytes = live_bytes;
+    return OK;
+}
+Result cuMemFree_v2(uint64_t at) {
+    Guard guard(lock);
+    for (Stream *s : streams) drain(s);
+    auto found = live.find(at);
+    if (found == live.end()) return INVALID;
+    live_bytes -= found->second;
+    live.erase(found);
+    free((void *)at);
+    return OK;
+}
+Result cuMemsetD8Async(uint64_t at, unsigned char value, size_t n, void *stream) {
+    Guard guard(lock);
+    if (!is_live(at, n)) return INVALID;
+    give(stream, [=] { memset((void *)at, value, n); });
+    return OK;
+}
+Result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *stream) {
+    Guard guard(lock);
+    if (!is_live(to, n)) return INVALID;
+    // Pageable memory is taken at once.
+    std::string taken((const char *)from, n);
+    give(stream, [=] { memcpy((void *)to, taken.data(), n); });
+    return OK;
+}
+Result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *stream) {
+    Guard guard(lock);
+    if (!is_live(from, n)) return INVALID;
+    give(stream, [=] { memcpy(to, (const void *)from, n); });
+    return OK;
+}
+Result cuMemcpy3DAsync_v2(const Copy3d *c, void *stream) {
+    Guard guard(lock);
+    bool to_device = c->src_type == 1 && c->dst_type == 2;
+    bool to_host = c->src_type == 2 && c->dst_type == 1;
+    if (to_device == to_host || !c->width || !c->height || !c->depth) return INVALID;
+    if (c->src_pitch < c->width || c->dst_pitch < c->width) return INVALID;
+    if (c->src_height < c->height || c->dst_height < c->height) return INVALID;
+    const char *src = to_device ? (const char *)c->src_host : (const char *)c->src_device;
+    char *dst = to_device ? (char *)c->dst_device : (char *)c->dst_host;
+    for (size_t z = 0; z < c->depth; ++z)
+        for (size_t y = 0; y < c->height; ++y) {
+            const char *from = src + (z * c->src_height + y) * c->src_pitch;
+            char *to = dst + (z * c->dst_height + y) * c->dst_pitch;
+            size_t width = c->width;
+            if (!is_live((uint64_t)(to_device ? to : from), width)) return INVALID;
+            if (to_device && !is_within(pinned, (uint64_t)from, width)) {
+                std::string taken(from, width);
+                give(stream, [=] { memcpy(to, taken.data(), width); });
+            } else {
+                give(stream, [=] { memcpy(to, from, width); });
+            }
+        }
+    return OK;
+}
+
+Result cuModuleLoadData(void **module, const void *image) {
+    std::string text((const char *)image), prefix = "// host module ";
+    if (text.compare(0, prefix.size(), prefix) != 0) return INVALID;
+    *module = dlopen(text.substr(prefix.size()).c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!*module) fprintf(stderr, "%s\n", dlerror());
+    return *module ? OK : NOT_FOUND;
+}
+Result cuModuleUnload(void *) { return OK; }
+Result cuModuleGetFunction(void **function, void *module, const char *name) {
+    Function f = {0, dlsym(module, name), nullptr, name};
+    f.launch = (decltype(f.launch))dlsym(module, "sstep_launch");
+    auto args_bytes = (size_t(*)())dlsym(module, "sstep_args_bytes");
+    if (!f.kernel || !f.launch || !args_bytes) return NOT_FOUND;
+    f.args_bytes = args_bytes();
+    *function = new Function(f);
+    return OK;
+}
+Result cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                      unsigned by, unsigned bz, unsigned shared, void *stream, void **params, void **) {
+    // A kernel's fibers and its thread's number are one per process.
+    Guard guard(lock);
+    const Function &f = *(const Function *)function;
+    if (gx == 0 || gy * gz != 1 || bx == 0 || bx > 1024 || by * bz != 1 || shared) return INVALID;
+    std::string args((const char *)params[0], f.args_bytes);
+    give(stream, [&f, args, gx, bx] { f.launch(f.kernel, f.name.c_str(), args.data(), gx, bx); });
+    return OK;
+}
+}
