@@ -166,8 +166,9 @@ fn norms_over_the_image_are_barriers() {
 
 #[test]
 fn without_barriers_a_u_net_is_one_loop() {
-    // The loss is pointwise, so its gradient does not wait for its value.
-    let plan = planned(UNET, 4 << 20, 0, Strategy::Optimal);
+    // The loss is pointwise, so its gradient does not wait for its value. Where maps
+    // may be stored, several loops can be faster.
+    let plan = planned(UNET, 4 << 20, 0, Strategy::RecomputeAll);
     assert_eq!(loops(&plan).len(), 1, "{}", plan.explain());
     assert!(plan.predicted.untiled_bytes > 4 * plan.predicted.peak_bytes);
 }
