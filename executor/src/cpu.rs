@@ -205,10 +205,7 @@ impl<T: Real> Backend<T> for Cpu {
         dst: &Place,
     ) -> Result<(), ExecError> {
         let read = source.read(region, &mut self.output(dst));
-        read.map_err(|source| ExecError::Source {
-            name: name.to_owned(),
-            source,
-        })
+        read.map_err(ExecError::reading(name))
     }
 
     fn update(

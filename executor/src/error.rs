@@ -92,3 +92,11 @@ pub enum ExecError {
         reason: String,
     },
 }
+
+impl ExecError {
+    /// Says which input a source failed to give.
+    pub(crate) fn reading(name: &str) -> impl FnOnce(SourceError) -> ExecError {
+        let name = name.to_owned();
+        move |source| ExecError::Source { name, source }
+    }
+}

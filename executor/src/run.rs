@@ -305,10 +305,7 @@ impl<T: Real> Executor<T> {
                     let mut view = sstep_kernels::Out::new(Layout::whole(&ty), &mut data);
                     source
                         .read(&sstep_autodiff::Region::whole(&ty), &mut view)
-                        .map_err(|source| ExecError::Source {
-                            name: name.clone(),
-                            source,
-                        })?;
+                        .map_err(ExecError::reading(&name))?;
                     data
                 }
             };

@@ -33,12 +33,12 @@ struct Column {
     cost: f64,
 }
 
+/// `lo ≤ Σ terms ≤ hi`.
 #[derive(Clone, Debug)]
 struct Inequality {
     terms: Vec<(Var, f64)>,
-    at_least: bool,
-    equal: bool,
-    bound: f64,
+    lo: f64,
+    hi: f64,
 }
 
 /// The optimum with every binary allowed any value between 0 and 1.
@@ -90,7 +90,7 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct Solution {
     values: Vec<f64>,
-    /// Relative distance to that bound.
+    /// Relative distance to what no solution is below.
     pub gap: f64,
 }
 
@@ -129,34 +129,21 @@ impl Model {
 
     /// `Σ terms ≤ bound`.
     pub fn at_most(&mut self, terms: Vec<(Var, f64)>, bound: f64) -> Row {
-        self.rows.push(Inequality {
-            terms,
-            at_least: false,
-            equal: false,
-            bound,
-        });
-        Row(self.rows.len() - 1)
+        self.row(terms, f64::NEG_INFINITY, bound)
     }
 
     /// `Σ terms ≥ bound`.
     pub fn at_least(&mut self, terms: Vec<(Var, f64)>, bound: f64) -> Row {
-        self.rows.push(Inequality {
-            terms,
-            at_least: true,
-            equal: false,
-            bound,
-        });
-        Row(self.rows.len() - 1)
+        self.row(terms, bound, f64::INFINITY)
     }
 
     /// `Σ terms = bound`.
     pub fn equal(&mut self, terms: Vec<(Var, f64)>, bound: f64) -> Row {
-        self.rows.push(Inequality {
-            terms,
-            at_least: false,
-            equal: true,
-            bound,
-        });
+        self.row(terms, bound, bound)
+    }
+
+    fn row(&mut self, terms: Vec<(Var, f64)>, lo: f64, hi: f64) -> Row {
+        self.rows.push(Inequality { terms, lo, hi });
         Row(self.rows.len() - 1)
     }
 
@@ -200,12 +187,12 @@ impl Model {
             .using(good_lp::solvers::highs::highs);
         for row in &self.rows {
             let left = sum(&row.terms);
-            problem.add_constraint(if row.equal {
-                constraint!(left == row.bound)
-            } else if row.at_least {
-                constraint!(left >= row.bound)
+            problem.add_constraint(if row.lo == row.hi {
+                constraint!(left == row.hi)
+            } else if row.hi.is_infinite() {
+                constraint!(left >= row.lo)
             } else {
-                constraint!(left <= row.bound)
+                constraint!(left <= row.hi)
             });
         }
         // Options set through good_lp would be lost here: they belong to its
@@ -330,17 +317,7 @@ impl Relaxation {
         }
         for row in &model.rows[self.rows.len()..] {
             let terms = (row.terms.iter()).map(|&(v, f)| (self.columns[v.0], f));
-            let lo = if row.at_least || row.equal {
-                row.bound
-            } else {
-                f64::NEG_INFINITY
-            };
-            let hi = if row.at_least {
-                f64::INFINITY
-            } else {
-                row.bound
-            };
-            let added = highs.try_add_row(lo..=hi, terms);
+            let added = highs.try_add_row(row.lo..=row.hi, terms);
             self.rows.push(added.map_err(|e| failed(&e))?);
             self.terms.push(row.terms.len());
         }

@@ -379,10 +379,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
         let mut slot = self.staging.take::<T>(layout.len)?;
         let read = source.read(region, &mut Out::new(layout, slot.elements()));
         let copied = read
-            .map_err(|source| ExecError::Source {
-                name: name.to_owned(),
-                source,
-            })
+            .map_err(ExecError::reading(name))
             .and_then(|()| self.upload(&In::new(layout, slot.elements()), region, dst));
         let stream = Arc::clone(self.stream(Lane::ToDevice));
         self.staging.give_back(slot, &stream)?;

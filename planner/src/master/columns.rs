@@ -11,8 +11,8 @@ use crate::solve::{Relaxed, Row};
 
 use super::rows::Master;
 
-/// A candidate's columns, not yet in the program.
-struct Columns {
+/// A candidate's columns, in the program or not.
+pub(super) struct Columns {
     cost: f64,
     terms: Vec<(Row, f64)>,
     /// One for each map that may be found on the device: cost and terms.
@@ -30,22 +30,21 @@ impl Master<'_> {
         if self.has(c) {
             return;
         }
-        let columns = self.columns(c);
+        let columns = &self.columns[c];
         // The flow keeps it at most 1: with a bound of its own its reduced cost
         // would not tell what a path saves.
         let x = self.model.real(0.0, f64::INFINITY, columns.cost);
-        for (row, factor) in columns.terms {
+        for &(row, factor) in &columns.terms {
             self.model.extend(row, x, factor);
         }
-        for (cost, terms) in columns.finds {
-            let r = self.model.real(0.0, f64::INFINITY, cost);
-            for (row, factor) in terms {
+        for (cost, terms) in &columns.finds {
+            let r = self.model.real(0.0, f64::INFINITY, *cost);
+            for &(row, factor) in terms {
                 self.model.extend(row, r, factor);
             }
             self.model.at_least(vec![(x, 1.0), (r, -1.0)], 0.0);
         }
         self.runs[c] = Some(x);
-        self.may_run[c] = true;
     }
 
     /// Seconds of reading a map from the host, in units of the objective.
@@ -57,7 +56,8 @@ impl Master<'_> {
         }
     }
 
-    fn columns(&self, c: usize) -> Columns {
+    /// What a candidate's columns are, once all rows are there.
+    pub(super) fn columns_of(&self, c: usize) -> Columns {
         let c = &self.p.candidates[c];
         let mut cost = c.secs / self.tick + c.touches.iter().map(|t| self.h2d(t)).sum::<f64>();
         let mut terms = vec![(self.flow[c.from], 1.0)];
@@ -116,7 +116,7 @@ impl Master<'_> {
 
     /// Reduced cost of a candidate in units of the objective.
     fn reduced(&self, c: usize, relaxed: &Relaxed) -> f64 {
-        let columns = self.columns(c);
+        let columns = &self.columns[c];
         let priced = |cost: f64, terms: &[(Row, f64)]| {
             cost - terms
                 .iter()

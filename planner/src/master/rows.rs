@@ -7,6 +7,8 @@ use crate::program::NodeIx;
 use crate::search::Prices;
 use crate::solve::{Model, Relaxed, Row, Var};
 
+use super::columns::Columns;
+
 /// One use of a stored map.
 pub struct Use {
     /// Segment in which stages that use it end.
@@ -60,7 +62,9 @@ pub struct Master<'a> {
     host: Vec<Option<Row>>,
     /// Stored maps.
     pub maps: BTreeMap<NodeIx, MapRows>,
-    /// Columns of candidates.
+    /// What each candidate's columns are: every pricing asks.
+    pub(super) columns: Vec<Columns>,
+    /// Columns of candidates that are in the program.
     pub(super) runs: Vec<Option<Var>>,
     /// Candidates that may run: the others' columns are kept at 0.
     pub(super) may_run: Vec<bool>,
@@ -95,6 +99,7 @@ impl<'a> Master<'a> {
             device: Vec::new(),
             host: Vec::new(),
             maps: BTreeMap::new(),
+            columns: Vec::new(),
             runs: vec![None; p.candidates.len()],
             may_run: vec![true; p.candidates.len()],
         };
@@ -109,6 +114,9 @@ impl<'a> Master<'a> {
         }
         let homes = master.store();
         master.memory(device_bytes, &homes);
+        master.columns = (0..p.candidates.len())
+            .map(|c| master.columns_of(c))
+            .collect();
         master
     }
 

@@ -312,13 +312,6 @@ impl<'a> Space<'a> {
         starters
     }
 
-    /// Seconds that no placement undercuts, whatever the caps.
-    pub fn least_secs(&self) -> Option<f64> {
-        let free = Prices::flat(self.held.len(), 0.0);
-        let path = self.cheapest(&free, None)?;
-        Some(path.iter().map(|&c| self.candidates[c].secs).sum())
-    }
-
     /// The best that is found near `path`, or near what `prices` suggest.
     pub fn refine(&self, path: &[usize], prices: &Prices, device_bytes: u64) -> Found {
         let cap = device_bytes as f64;
