@@ -296,14 +296,23 @@ impl Relaxation {
         let Some(mut highs) = self.highs.take() else {
             return Err(failed(&"an earlier failure"));
         };
-        let mut news: Vec<Vec<(highs::Row, f64)>> =
-            vec![Vec::new(); model.columns.len() - self.columns.len()];
         let old = self.columns.len();
-        for (row, known) in self.terms.iter_mut().enumerate() {
-            for &(v, factor) in &model.rows[row].terms[*known..] {
-                news[v.0 - old].push((self.rows[row], factor));
+        // Rows first, without their new columns: a row with terms costs HiGHS a
+        // pass over the whole matrix, a column only its own terms.
+        for row in &model.rows[self.rows.len()..] {
+            let olds = row.terms.iter().filter(|(v, _)| v.0 < old);
+            let terms = olds.map(|&(v, f)| (self.columns[v.0], f));
+            let added = highs.try_add_row(row.lo..=row.hi, terms);
+            self.rows.push(added.map_err(|e| failed(&e))?);
+            self.terms.push(0);
+        }
+        let mut news: Vec<Vec<(highs::Row, f64)>> = vec![Vec::new(); model.columns.len() - old];
+        for (at, known) in self.terms.iter_mut().enumerate() {
+            let terms = &model.rows[at].terms;
+            for &(v, factor) in terms[*known..].iter().filter(|(v, _)| v.0 >= old) {
+                news[v.0 - old].push((self.rows[at], factor));
             }
-            *known = model.rows[row].terms.len();
+            *known = terms.len();
         }
         let changed = (self.bounds.iter_mut().zip(&model.columns)).zip(&self.columns);
         for ((bounds, c), &column) in changed.filter(|((b, c), _)| **b != (c.lo, c.hi)) {
@@ -314,12 +323,6 @@ impl Relaxation {
             let column = highs.try_add_column(c.cost, c.lo..=c.hi, terms);
             self.columns.push(column.map_err(|e| failed(&e))?);
             self.bounds.push((c.lo, c.hi));
-        }
-        for row in &model.rows[self.rows.len()..] {
-            let terms = (row.terms.iter()).map(|&(v, f)| (self.columns[v.0], f));
-            let added = highs.try_add_row(row.lo..=row.hi, terms);
-            self.rows.push(added.map_err(|e| failed(&e))?);
-            self.terms.push(row.terms.len());
         }
         let solved = highs.try_solve().map_err(|e| failed(&e))?;
         let answer = match solved.status() {
