@@ -10,13 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use crate::cost::{AxisSums, BodyCost};
+use crate::cost::{AxisSums, BodyCost, BodyRates};
 use crate::machine::Machine;
+use crate::memo::Memo;
 use crate::program::{NodeIx, Program};
 use crate::segment::{Segments, frontiers};
 use crate::stage::{Body, Role};
 use crate::strategy::Strategy;
-use crate::sweep::{AxisGrid, AxisPolicy, AxisSweep};
+use crate::sweep::{AxisGrid, AxisPolicy, Sweeper};
 use crate::tile;
 
 /// A stored map that a candidate reads or makes.
@@ -56,7 +57,7 @@ pub struct Candidate {
 }
 
 /// Which grids to try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Grids {
     /// Everything on the ladder.
     Ladder,
@@ -77,16 +78,16 @@ const MAX_BODY: usize = 900;
 /// Most tiles of a stage that a plan may have.
 const MAX_STAGE_TILES: usize = 1 << 17;
 
-/// All candidates.
+/// All candidates of a program on a machine; what equal bodies cost is looked up.
 pub fn candidates(
-    program: &Program,
-    machine: &Machine,
+    (program, machine, memo): (&Program, &Machine, &Memo),
     strategy: Strategy,
     segments: &Segments,
     storable: &BTreeSet<NodeIx>,
     grids: Grids,
 ) -> Vec<Candidate> {
     let frontiers = frontiers(program, storable, strategy);
+    let kinds = memo.kinds(program);
     let mut intervals = Vec::new();
     for from in 0..segments.pieces.len() {
         let level = segments.pieces[from].level;
@@ -135,7 +136,9 @@ pub fn candidates(
             if shell.targets.is_empty() {
                 out.push(shell);
             } else {
-                out.extend(grid_candidates(program, machine, &body, &shell, grids));
+                out.extend(memo.candidates((&kinds, &body, grids), &shell, || {
+                    grid_candidates(program, machine, &body, &shell, grids)
+                }));
             }
         }
         out
@@ -193,6 +196,17 @@ fn grid_candidates(
     grids: Grids,
 ) -> Vec<Candidate> {
     let anchor = body.anchor(program);
+    let rates = BodyRates::new(program, machine, body);
+    let sweepers: Vec<Sweeper> = (0..anchor.len())
+        .map(|axis| Sweeper::new(program, body, axis))
+        .collect();
+    // Axes along which everything reads alike share their sums.
+    let alike = |axis: usize| {
+        let same =
+            |other: &usize| anchor[*other] == anchor[axis] && sweepers[*other] == sweepers[axis];
+        (0..axis).find(same).unwrap_or(axis)
+    };
+    let shared: Vec<usize> = (0..anchor.len()).map(alike).collect();
     let mut sums: BTreeMap<(usize, bool, usize), AxisSums> = BTreeMap::new();
     let mut found = Vec::new();
     for grid in enumerate(&anchor, grids) {
@@ -203,18 +217,17 @@ fn grid_candidates(
         if tiles.is_none_or(|t| t > MAX_STAGE_TILES) {
             continue;
         }
-        let key = |axis: usize, g: &AxisGrid| (axis, g.policy == AxisPolicy::Carry, g.tile);
+        let key = |axis: usize, g: &AxisGrid| (shared[axis], g.policy == AxisPolicy::Carry, g.tile);
         for (axis, g) in grid.iter().enumerate() {
-            sums.entry(key(axis, g)).or_insert_with(|| {
-                AxisSums::new(&AxisSweep::new(program, body, axis, g), body.items.len())
-            });
+            sums.entry(key(axis, g))
+                .or_insert_with(|| AxisSums::new(&sweepers[axis], g));
         }
         let axes: Vec<&AxisSums> = grid
             .iter()
             .enumerate()
             .map(|(axis, g)| &sums[&key(axis, g)])
             .collect();
-        let cost = BodyCost::new(program, machine, body, &axes);
+        let cost = BodyCost::new(&rates, body, &axes);
         found.push(finish(program, body, shell, grid.clone(), &cost));
     }
     let copies = |c: &Candidate| {

@@ -4,10 +4,10 @@
 //! products of per-axis sums ([`AxisSums`]): a grid's FLOPs, traffic and window
 //! sizes follow without visiting a tile.
 
-use crate::machine::{Kernel, Machine};
-use crate::program::Program;
-use crate::stage::{Body, Role};
-use crate::sweep::AxisSweep;
+use crate::machine::{Family, Kernel, Machine, SizeRates, Timer};
+use crate::program::{NodeIx, Program};
+use crate::stage::{Body, Item, Role};
+use crate::sweep::{AxisGrid, Sweeper};
 
 /// One item along one axis, summed over that axis's tiles.
 #[derive(Clone, Copy, Debug)]
@@ -28,34 +28,32 @@ pub struct AxisSums {
 }
 
 impl AxisSums {
-    /// Sums a sweep.
-    pub fn new(sweep: &AxisSweep, n_items: usize) -> Self {
-        let items = (0..n_items)
-            .map(|item| {
-                let mut sums = ItemSums {
-                    computed: 0,
-                    emitted: 0,
-                    slid: 0,
-                    active: 0,
-                    capacity: 0,
-                    kept: false,
-                    direct: true,
-                };
-                for s in sweep.item(item) {
-                    let kept = s.window.len().saturating_sub(s.compute.len());
-                    sums.computed += s.compute.len() as u64;
-                    sums.emitted += s.emit.len() as u64;
-                    sums.active += u64::from(!s.compute.is_empty());
-                    if !s.compute.is_empty() {
-                        sums.slid += kept as u64;
-                    }
-                    sums.capacity = sums.capacity.max(s.window.len());
-                    sums.kept |= kept > 0;
-                    sums.direct &= s.compute.is_empty() || s.compute == s.emit;
+    /// Sums the tiles of an axis as they are swept.
+    pub fn new(sweeper: &Sweeper, grid: &AxisGrid) -> Self {
+        let none = ItemSums {
+            computed: 0,
+            emitted: 0,
+            slid: 0,
+            active: 0,
+            capacity: 0,
+            kept: false,
+            direct: true,
+        };
+        let mut items = vec![none; sweeper.n_items()];
+        sweeper.walk(grid, |_, row| {
+            for (sums, s) in items.iter_mut().zip(row) {
+                let kept = s.window.len().saturating_sub(s.compute.len());
+                sums.computed += s.compute.len() as u64;
+                sums.emitted += s.emit.len() as u64;
+                sums.capacity = sums.capacity.max(s.window.len());
+                sums.kept |= kept > 0;
+                if !s.compute.is_empty() {
+                    sums.active += 1;
+                    sums.slid += kept as u64;
+                    sums.direct &= s.compute == s.emit;
                 }
-                sums
-            })
-            .collect();
+            }
+        });
         AxisSums { items }
     }
 }
@@ -121,9 +119,89 @@ pub struct BodyCost {
     pub totals: Vec<ItemTotals>,
 }
 
+/// Seconds that no plan of a program goes below: every node once, at the best rate
+/// there is.
+pub fn least_secs(program: &Program, machine: &Machine) -> f64 {
+    let of = |n: NodeIx| {
+        let node = program.node(n);
+        if program.is_source(n) {
+            return node.ty.bytes() as f64 / machine.source_bytes_per_sec;
+        }
+        if node.op.is_leaf() {
+            return 0.0;
+        }
+        let inputs = program.input_tys(n);
+        let kernel = Kernel {
+            op: &node.op,
+            inputs: &inputs,
+            out: &node.ty,
+        };
+        machine.timer(&kernel).least_secs(program.points(n))
+    };
+    program.indices().map(of).sum()
+}
+
+/// What does not depend on the grid: the rates of a body's items.
+#[derive(Clone, Debug)]
+pub struct BodyRates {
+    items: Vec<ItemRates>,
+    source_bytes_per_sec: f64,
+    launch_secs: f64,
+    /// Of moves within the device.
+    copies: SizeRates,
+}
+
+#[derive(Clone, Debug)]
+struct ItemRates {
+    timer: Timer,
+    flops_per_point: f64,
+    /// Bytes of a position of the result.
+    point_bytes: u64,
+    /// Axes of a map; of anything else none is kept in a window.
+    map_axes: Option<usize>,
+    is_source: bool,
+}
+
+impl BodyRates {
+    /// The rates of a body on a machine.
+    pub fn new(program: &Program, machine: &Machine, body: &Body) -> Self {
+        let of = |item: &Item| {
+            let node = program.node(item.node);
+            let inputs = program.input_tys(item.node);
+            let kernel = Kernel {
+                op: &node.op,
+                inputs: &inputs,
+                out: &node.ty,
+            };
+            ItemRates {
+                timer: machine.timer(&kernel),
+                flops_per_point: kernel.flops(1),
+                point_bytes: (program.dtype.bytes() * node.ty.shape.channels()) as u64,
+                map_axes: node.ty.is_map().then(|| node.ty.n_axes()),
+                is_source: program.is_source(item.node),
+            }
+        };
+        BodyRates {
+            items: body.items.iter().map(of).collect(),
+            source_bytes_per_sec: machine.source_bytes_per_sec,
+            launch_secs: machine.launch_secs,
+            copies: machine.rates(Family::Copy).at(1.0),
+        }
+    }
+
+    /// Seconds of moving `bytes` within the device in `calls` calls.
+    fn copy_secs(&self, bytes: u64, calls: u64) -> f64 {
+        if bytes == 0 || calls == 0 {
+            return 0.0;
+        }
+        let (touched, calls) = (2.0 * bytes as f64, calls as f64);
+        touched / self.copies.per_sec(touched / calls) + calls * self.launch_secs
+    }
+}
+
 impl BodyCost {
-    /// Costs `body` with the given axis sums.
-    pub fn new(program: &Program, machine: &Machine, body: &Body, axes: &[&AxisSums]) -> Self {
+    /// Costs `body`, whose rates are given, with the given axis sums.
+    pub fn new(rates: &BodyRates, body: &Body, axes: &[&AxisSums]) -> Self {
         let n = body.items.len();
         let mut cost = BodyCost {
             secs: 0.0,
@@ -133,48 +211,31 @@ impl BodyCost {
             copy_bytes: vec![0; n],
             totals: (0..n).map(|i| totals(axes, i)).collect(),
         };
-        for (i, item) in body.items.iter().enumerate() {
-            let node = program.node(item.node);
+        for (i, (item, rate)) in body.items.iter().zip(&rates.items).enumerate() {
             let t = cost.totals[i];
-            let elem = program.dtype.bytes() as u64;
-            let point_bytes = elem * node.ty.shape.channels() as u64;
-            if node.ty.is_map() {
-                let held: u64 = t.capacity[..node.ty.n_axes()]
-                    .iter()
-                    .map(|&c| c as u64)
-                    .product();
-                cost.window_bytes[i] = held * point_bytes;
-                cost.secs += machine.copy_secs(t.slid * point_bytes, t.launches);
+            if let Some(n_axes) = rate.map_axes {
+                let held: u64 = t.capacity[..n_axes].iter().map(|&c| c as u64).product();
+                cost.window_bytes[i] = held * rate.point_bytes;
+                cost.secs += rates.copy_secs(t.slid * rate.point_bytes, t.launches);
             }
-            let inputs = program.input_tys(item.node);
-            let kernel = Kernel {
-                op: &node.op,
-                inputs: &inputs,
-                out: &node.ty,
-            };
-            match item.role {
-                Role::Flat => {
-                    cost.flops += kernel.flops(1);
-                    cost.secs += machine.kernel_secs(&kernel, 1, 1);
-                }
+            let (points, launches) = match item.role {
+                Role::Flat => (1, 1),
                 Role::Supply => {
-                    cost.copy_bytes[i] = t.points * point_bytes;
-                    if program.is_source(item.node) {
+                    cost.copy_bytes[i] = t.points * rate.point_bytes;
+                    if rate.is_source {
                         cost.source_bytes += cost.copy_bytes[i];
-                        cost.secs += cost.copy_bytes[i] as f64 / machine.source_bytes_per_sec;
+                        cost.secs += cost.copy_bytes[i] as f64 / rates.source_bytes_per_sec;
                     }
+                    continue;
                 }
-                Role::Compute | Role::Reduce => {
-                    cost.copy_bytes[i] = t.emitted * point_bytes;
-                    let points = if item.role == Role::Reduce {
-                        t.emitted
-                    } else {
-                        t.points
-                    };
-                    cost.flops += kernel.flops(points);
-                    cost.secs += machine.kernel_secs(&kernel, points, t.launches);
-                }
+                Role::Compute => (t.points, t.launches),
+                Role::Reduce => (t.emitted, t.launches),
+            };
+            if item.role != Role::Flat {
+                cost.copy_bytes[i] = t.emitted * rate.point_bytes;
             }
+            cost.flops += rate.flops_per_point * points as f64;
+            cost.secs += rate.timer.secs(points, launches);
         }
         cost
     }

@@ -1,19 +1,19 @@
 //! Which searches are tried, and in what order, until a plan fits.
 //!
-//! First a quick search within the cap; if nothing fits, the smallest plan
-//! there is, undercut as long as a quick search can; if even that is too large,
-//! the error that names it. [`Strategy::Optimal`] also looks at what every other
-//! strategy finds, so it is never predicted slower than one of them.
+//! Of one program: a quick search within the cap; if nothing fits, the smallest
+//! plan there is, undercut as long as a quick search can; if even that is too
+//! large, the error that names it. Which of several equal programs is planned, and
+//! how, is decided by who asks (`compare`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rayon::prelude::*;
-
 use crate::budget::{Budget, ByteSize};
 use crate::candidates::{Candidate, Grids, candidates};
+use crate::cost::least_secs;
 use crate::error::{ForcingBuffer, PlanError};
 use crate::machine::Machine;
+use crate::memo::Memo;
 use crate::place::{Goal, Placed, Problem, decide, place, prove};
 use crate::plan::{Buffer, Plan};
 use crate::program::Program;
@@ -45,45 +45,98 @@ struct Pool {
 }
 
 /// A finished plan, and how it came about.
-struct Made {
+pub struct Made {
     plan: Plan,
     found: Found,
     source: Source,
     workspace_bytes: u64,
 }
 
-impl Made {
+/// What a quick search comes to.
+pub enum Quick {
+    /// A plan.
+    Made(Box<Made>),
+    /// What was found takes so many seconds: too many.
+    Slower(f64),
+    /// Nothing was found that fits.
+    TooLarge,
+}
+
+impl Quick {
+    /// The plan, if there is one.
+    pub fn made(self) -> Option<Made> {
+        match self {
+            Quick::Made(made) => Some(*made),
+            Quick::Slower(_) | Quick::TooLarge => None,
+        }
+    }
+
+    /// Seconds of what was found; infinite if nothing fits.
     fn secs(&self) -> f64 {
+        match self {
+            Quick::Made(made) => made.secs(),
+            Quick::Slower(secs) => *secs,
+            Quick::TooLarge => f64::INFINITY,
+        }
+    }
+}
+
+/// Where the best strategy's search of one program stands: what is quick is done.
+pub struct Start {
+    pool: Arc<Pool>,
+    found: Found,
+}
+
+impl Start {
+    /// Seconds of what was found; infinite if it does not fit.
+    pub fn secs(&self) -> f64 {
+        if self.found.score.fits() {
+            self.found.score.secs
+        } else {
+            f64::INFINITY
+        }
+    }
+}
+
+impl Made {
+    /// Predicted seconds.
+    pub fn secs(&self) -> f64 {
         self.plan.predicted.secs
     }
 
     fn peak_bytes(&self) -> u64 {
         self.plan.predicted.peak_bytes
     }
+
+    /// The plan, with its distance to what nothing takes less than.
+    pub fn finish(self, bound_secs: f64) -> Plan {
+        let secs = self.found.score.secs;
+        let mut plan = self.plan;
+        plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
+        plan
+    }
 }
+
+/// Where the best strategy looks for plans.
+const LARGE: Source = (Strategy::Optimal, Fineness::Nested, Grids::Ladder);
 
 /// Plans one program.
 pub struct Planner<'a> {
     program: &'a Program,
     machine: &'a Machine,
+    memo: &'a Memo,
     budget: Budget,
-    strategy: Strategy,
     pools: Mutex<BTreeMap<Source, Arc<Pool>>>,
 }
 
 impl<'a> Planner<'a> {
     /// A planner that has not looked yet.
-    pub fn new(
-        program: &'a Program,
-        machine: &'a Machine,
-        budget: Budget,
-        strategy: Strategy,
-    ) -> Self {
+    pub fn new(program: &'a Program, machine: &'a Machine, memo: &'a Memo, budget: Budget) -> Self {
         Planner {
             program,
             machine,
+            memo,
             budget,
-            strategy,
             pools: Mutex::default(),
         }
     }
@@ -94,88 +147,66 @@ impl<'a> Planner<'a> {
     /// # Errors
     /// [`PlanError::Infeasible`], [`PlanError::HostTooSmall`] and
     /// [`PlanError::Solver`].
-    pub fn tightly(&self) -> Result<Plan, PlanError> {
-        let made = self.tight(self.budget.device_bytes)?;
-        self.finish(made, None)
+    pub fn tightly(&self, strategy: Strategy) -> Result<Made, PlanError> {
+        self.tight(strategy, self.budget.device_bytes)
     }
 
-    /// The fastest plan found that fits; `None` if what is quick finds none.
+    /// Seconds that no plan goes below.
+    pub fn least_secs(&self) -> f64 {
+        least_secs(self.program, self.machine)
+    }
+
+    /// What a quick search finds in the large space that only the best strategy
+    /// searches. `None` if that has too little memory whatever is chosen.
+    pub fn start(&self) -> Option<Start> {
+        let cap = self.budget.device_bytes;
+        let pool = self.pool(LARGE);
+        let problem = self.problem(LARGE, &pool, self.workspace_bytes(cap));
+        let found = Space::new(&problem).search(cap, None)?;
+        Some(Start { pool, found })
+    }
+
+    /// The best that the integer program finds from a start, if it takes less than
+    /// `below` seconds; and what no placement that does takes less than.
     ///
     /// # Errors
     /// [`PlanError::Solver`].
-    pub fn quickly(&self) -> Result<Option<Plan>, PlanError> {
+    pub fn improve(&self, start: Start, below: f64) -> Result<(Option<Made>, f64), PlanError> {
         let cap = self.budget.device_bytes;
-        let (made, bound_secs) = if self.strategy == Strategy::Optimal {
-            self.optimal()?
-        } else {
-            (self.quick(self.strategy, cap, f64::INFINITY), None)
-        };
-        made.map(|made| self.finish(made, bound_secs)).transpose()
-    }
-
-    /// The best of the large space that only the best strategy searches, and what
-    /// bounds it, unless that space has too little memory whatever is chosen.
-    fn optimal(&self) -> Result<(Option<Made>, Option<f64>), PlanError> {
-        let cap = self.budget.device_bytes;
-        let source = (Strategy::Optimal, Fineness::Nested, Grids::Ladder);
-        let workspace_bytes = self.workspace_bytes(cap);
-        let pool = self.pool(source);
-        let problem = self.problem(source, &pool, workspace_bytes);
+        let Start { pool, found } = start;
+        let problem = self.problem(LARGE, &pool, self.workspace_bytes(cap));
         let space = Space::new(&problem);
-        let Some(found) = space.search(cap, None) else {
-            return Ok((None, None));
-        };
-        let proof = prove(&problem, &space, &found, (cap, cap), true)?;
+        let proof = prove(&problem, &space, &found, cap, Some(below))?;
         let found = proof.better.unwrap_or(found);
         if !found.score.fits() {
-            return Ok((None, None));
+            return Ok((None, proof.bound_secs));
         }
-        let packed = self.packed(source, cap, &problem, &space, found, f64::INFINITY);
-        Ok((packed, Some(proof.bound_secs)))
+        let packed = self.packed(LARGE, cap, &problem, &space, found, below);
+        Ok((packed.made(), proof.bound_secs))
     }
 
-    /// The plan of what was made, or of what a rival makes better, with its gap.
-    fn finish(&self, mut made: Made, bound_secs: Option<f64>) -> Result<Plan, PlanError> {
+    /// What no placement of those that a plan was chosen from takes less than.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`].
+    pub fn bound_secs(&self, made: &Made) -> Result<f64, PlanError> {
+        let pool = self.pool(made.source);
+        let problem = self.problem(made.source, &pool, made.workspace_bytes);
+        let space = Space::new(&problem);
         let cap = self.budget.device_bytes;
-        if self.strategy == Strategy::Optimal {
-            // In order, whatever the number of threads.
-            let rivals: Vec<Option<Made>> = (Strategy::ALL.par_iter())
-                .filter(|rival| **rival != self.strategy)
-                .map(|&rival| self.quick(rival, cap, made.secs()))
-                .collect();
-            for other in rivals.into_iter().flatten() {
-                if other.secs() < made.secs() {
-                    made = other;
-                }
-            }
-        }
-        let bound_secs = match bound_secs {
-            Some(secs) => secs,
-            None => {
-                let pool = self.pool(made.source);
-                let problem = self.problem(made.source, &pool, made.workspace_bytes);
-                let space = Space::new(&problem);
-                prove(&problem, &space, &made.found, (cap, cap), false)?.bound_secs
-            }
-        };
-        let secs = made.found.score.secs;
-        let mut plan = made.plan;
-        plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
-        plan.budget = self.budget;
-        plan.strategy = self.strategy;
-        Ok(plan)
+        Ok(prove(&problem, &space, &made.found, cap, None)?.bound_secs)
     }
 
     /// A plan where a quick search finds none.
-    fn tight(&self, cap: u64) -> Result<Made, PlanError> {
-        let (grids, smallest) = if self.strategy.may_tile() {
+    fn tight(&self, strategy: Strategy, cap: u64) -> Result<Made, PlanError> {
+        let (grids, smallest) = if strategy.may_tile() {
             (Grids::Ladder, Grids::Smallest)
         } else {
             (Grids::Whole, Grids::Whole)
         };
-        let mut least = match self.sizes() {
-            Some(sizes) => self.smallest_fixed(&sizes)?,
-            None => self.smallest((self.strategy, self.fine(), smallest))?,
+        let mut least = match self.sizes(strategy) {
+            Some(sizes) => self.smallest_fixed(strategy, &sizes)?,
+            None => self.smallest((strategy, fine(strategy), smallest))?,
         };
         // It does not depend on the cap, so whoever then gives what the error
         // names gets a plan.
@@ -185,20 +216,21 @@ impl<'a> Planner<'a> {
                 ((peak as f64 * less) as u64).min(peak - 1)
             };
             for _ in 0..SHRINK_STEPS {
-                match self.quick(self.strategy, aim(&least), f64::INFINITY) {
+                match self.quick(strategy, aim(&least), f64::INFINITY).made() {
                     Some(made) => least = made,
                     None => break,
                 }
             }
         }
         if least.peak_bytes() > cap {
-            return Err(self.infeasible(&least.plan));
+            return Err(self.infeasible(strategy, &least.plan));
         }
-        if self.sizes().is_none() {
+        if self.sizes(strategy).is_none() {
             for grids in [grids, smallest] {
-                let source = (self.strategy, self.fine(), grids);
+                let source = (strategy, fine(strategy), grids);
                 if let Some(made) = self
                     .fastest(source, cap, 0, f64::INFINITY)
+                    .made()
                     .filter(|m| m.secs() < least.secs())
                 {
                     return Ok(made);
@@ -208,26 +240,10 @@ impl<'a> Planner<'a> {
         Ok(least)
     }
 
-    /// How levels are cut where memory is all that counts.
-    fn fine(&self) -> Fineness {
-        match self.strategy {
-            Strategy::Paging => Fineness::Nodes,
-            Strategy::Checkpoint => Fineness::Roots,
-            Strategy::Optimal
-            | Strategy::StoreAll
-            | Strategy::RecomputeAll
-            | Strategy::OffloadAll
-            | Strategy::Streaming
-            | Strategy::TileCheckpoint
-            | Strategy::RematIlp
-            | Strategy::RematPageIlp => Fineness::Fine,
-        }
-    }
-
     /// Tile extents of the strategies that have but one, largest first.
-    fn sizes(&self) -> Option<Vec<usize>> {
+    fn sizes(&self, strategy: Strategy) -> Option<Vec<usize>> {
         let fixed = [Strategy::Streaming, Strategy::TileCheckpoint];
-        fixed.contains(&self.strategy).then(|| self.tile_sizes())
+        fixed.contains(&strategy).then(|| self.tile_sizes())
     }
 
     fn tile_sizes(&self) -> Vec<usize> {
@@ -241,7 +257,7 @@ impl<'a> Planner<'a> {
 
     /// The fastest plan of a strategy that a search of seconds finds, if it takes
     /// less than `below` seconds.
-    fn quick(&self, strategy: Strategy, cap: u64, below: f64) -> Option<Made> {
+    pub fn quick(&self, strategy: Strategy, cap: u64, below: f64) -> Quick {
         let workspace = self.workspace_bytes(cap);
         let one = |fineness, grids| {
             let source = (strategy, fineness, grids);
@@ -255,15 +271,14 @@ impl<'a> Planner<'a> {
             Strategy::Optimal => one(Fineness::Nested, Grids::Ladder),
             Strategy::RecomputeAll | Strategy::OffloadAll => one(Fineness::Coarse, Grids::Ladder),
             Strategy::Streaming | Strategy::TileCheckpoint => {
-                let mut best: Option<Made> = None;
+                let mut best = Quick::TooLarge;
                 for t in self.tile_sizes() {
-                    match (one(Fineness::Coarse, Grids::Fixed(t)), &best) {
-                        (Some(made), Some(b)) if made.secs() >= b.secs() => break,
-                        (Some(made), _) => best = Some(made),
-                        // Smaller tiles only waste more halo.
-                        (None, Some(_)) => break,
-                        (None, None) => {}
+                    let next = one(Fineness::Coarse, Grids::Fixed(t));
+                    // Smaller tiles only waste more halo.
+                    if best.secs().is_finite() && next.secs() >= best.secs() {
+                        break;
                     }
+                    best = next;
                 }
                 best
             }
@@ -278,14 +293,14 @@ impl<'a> Planner<'a> {
 
     /// The fastest plan found within the cap, if it takes less than `below`
     /// seconds.
-    fn fastest(&self, source: Source, cap: u64, workspace_bytes: u64, below: f64) -> Option<Made> {
+    fn fastest(&self, source: Source, cap: u64, workspace_bytes: u64, below: f64) -> Quick {
         let pool = self.pool(source);
         let problem = self.problem(source, &pool, workspace_bytes);
         let space = Space::new(&problem);
         let goal = Goal::Seconds { device_bytes: cap };
         match place(&space, goal, None) {
             Placed::Found(found) => self.packed(source, cap, &problem, &space, found, below),
-            Placed::TooLarge | Placed::Impossible => None,
+            Placed::TooLarge | Placed::Impossible => Quick::TooLarge,
         }
     }
 
@@ -299,23 +314,26 @@ impl<'a> Planner<'a> {
         space: &Space<'_>,
         mut found: Found,
         below: f64,
-    ) -> Option<Made> {
+    ) -> Quick {
         let mut aim_bytes = cap;
         for _ in 0..REPACKS {
             if found.score.secs >= below {
-                return None;
+                return Quick::Slower(found.score.secs);
             }
             let plan = self.schedule(problem, &found);
             let peak = plan.predicted.peak_bytes;
             if peak <= cap {
-                return Some(Made {
+                return Quick::Made(Box::new(Made {
                     plan,
                     found,
                     source,
                     workspace_bytes: problem.workspace_bytes,
-                });
+                }));
             }
-            aim_bytes = aim_bytes.checked_sub((peak - cap).max(cap / 200))?;
+            let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
+                return Quick::TooLarge;
+            };
+            aim_bytes = aim;
             // What packing lacks is little: near what was found is often enough.
             let near = space.near(&found.path, aim_bytes);
             found = match near.filter(|n| n.score.secs <= found.score.secs * NEAR) {
@@ -324,12 +342,12 @@ impl<'a> Planner<'a> {
                     let device_bytes = aim_bytes;
                     match place(space, Goal::Seconds { device_bytes }, Some(&found)) {
                         Placed::Found(found) => found,
-                        Placed::TooLarge | Placed::Impossible => return None,
+                        Placed::TooLarge | Placed::Impossible => return Quick::TooLarge,
                     }
                 }
             };
         }
-        None
+        Quick::TooLarge
     }
 
     /// The plan that needs least device memory, as far as found.
@@ -347,15 +365,15 @@ impl<'a> Planner<'a> {
                 })
             }
             Placed::TooLarge | Placed::Impossible => Err(PlanError::HostTooSmall {
-                strategy: self.strategy.name(),
+                strategy: source.0.name(),
                 host: ByteSize(self.budget.host_bytes),
             }),
         }
     }
 
     /// The same where all tiles have one size.
-    fn smallest_fixed(&self, sizes: &[usize]) -> Result<Made, PlanError> {
-        let source = |t| (self.strategy, Fineness::Fine, Grids::Fixed(t));
+    fn smallest_fixed(&self, strategy: Strategy, sizes: &[usize]) -> Result<Made, PlanError> {
+        let source = |t| (strategy, Fineness::Fine, Grids::Fixed(t));
         let mut least = self.smallest(source(sizes[0]))?;
         for &t in sizes[1..].iter().filter(|t| **t <= 64) {
             let made = self.smallest(source(t))?;
@@ -374,8 +392,8 @@ impl<'a> Planner<'a> {
         let (strategy, fineness, grids) = source;
         let storable = storable(self.program, strategy, fineness);
         let segments = segment(self.program, &storable, fineness);
-        let (program, machine) = (self.program, self.machine);
-        let candidates = candidates(program, machine, strategy, &segments, &storable, grids);
+        let costs = (self.program, self.machine, self.memo);
+        let candidates = candidates(costs, strategy, &segments, &storable, grids);
         let pool = Arc::new(Pool {
             segments,
             candidates,
@@ -399,10 +417,10 @@ impl<'a> Planner<'a> {
     fn schedule(&self, problem: &Problem<'_>, found: &Found) -> Plan {
         let decision = decide(problem, found);
         let (machine, budget) = (self.machine, self.budget);
-        schedule::schedule(self.program, machine, budget, self.strategy, &decision)
+        schedule::schedule(self.program, machine, budget, problem.strategy, &decision)
     }
 
-    fn infeasible(&self, least: &Plan) -> PlanError {
+    fn infeasible(&self, strategy: Strategy, least: &Plan) -> PlanError {
         let peak = least.predicted.peak_bytes;
         let top = least
             .buffers
@@ -427,12 +445,28 @@ impl<'a> Planner<'a> {
             })
             .collect();
         PlanError::Infeasible {
-            strategy: self.strategy.name(),
+            strategy: strategy.name(),
             device: ByteSize(self.budget.device_bytes),
             host: ByteSize(self.budget.host_bytes),
             smallest: ByteSize(peak),
             smallest_bytes: peak,
             forcing,
         }
+    }
+}
+
+/// How levels are cut where memory is all that counts.
+fn fine(strategy: Strategy) -> Fineness {
+    match strategy {
+        Strategy::Paging => Fineness::Nodes,
+        Strategy::Checkpoint => Fineness::Roots,
+        Strategy::Optimal
+        | Strategy::StoreAll
+        | Strategy::RecomputeAll
+        | Strategy::OffloadAll
+        | Strategy::Streaming
+        | Strategy::TileCheckpoint
+        | Strategy::RematIlp
+        | Strategy::RematPageIlp => Fineness::Fine,
     }
 }

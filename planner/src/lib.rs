@@ -26,6 +26,7 @@
 pub mod algorithms;
 mod budget;
 pub mod candidates;
+mod compare;
 pub mod cost;
 mod driver;
 mod error;
@@ -33,6 +34,7 @@ mod explain;
 mod instr;
 pub mod machine;
 mod master;
+mod memo;
 pub mod pack;
 pub mod place;
 mod plan;
@@ -64,8 +66,7 @@ pub use strategy::Strategy;
 pub use sweep::{AxisGrid, AxisPolicy};
 pub use verify::{Violation, verify};
 
-use algorithms::with_algorithms;
-use driver::Planner;
+use compare::compare;
 
 /// Plans one training step of `tape` under `budget`.
 ///
@@ -92,41 +93,7 @@ pub fn plan(
         1
     });
     let variants = rewrite::variants(&program, machine, &prices)?;
-    let mut best: Option<Plan> = None;
-    // How many choices of algorithms the first variant had no memory for.
-    let mut too_large = 0;
-    for variant in &variants {
-        // Whole tiles of Winograd's algorithm read a little more than direct sums,
-        // so where memory is short fewer convolutions use it.
-        let direct = std::iter::once(variant.program.clone());
-        let choices = with_algorithms(&variant.program, machine)
-            .into_iter()
-            .chain(direct);
-        for (at, chosen) in choices.enumerate().skip(too_large) {
-            let planner = Planner::new(&chosen, machine, budget, strategy);
-            if let Some(mut plan) = planner.quickly()? {
-                plan.rewrites = variant.report.to_string();
-                if best
-                    .as_ref()
-                    .is_none_or(|b| plan.predicted.secs < b.predicted.secs)
-                {
-                    best = Some(plan);
-                }
-                too_large = at;
-                break;
-            }
-        }
-    }
-    let plan = match (best, variants.first()) {
-        (Some(plan), _) => plan,
-        (None, Some(variant)) => {
-            let planner = Planner::new(&variant.program, machine, budget, strategy);
-            let mut plan = planner.tightly()?;
-            plan.rewrites = variant.report.to_string();
-            plan
-        }
-        (None, None) => Planner::new(&program, machine, budget, strategy).tightly()?,
-    };
+    let plan = compare(&variants, machine, budget, strategy)?;
     verify(&plan)?;
     Ok(plan)
 }

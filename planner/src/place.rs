@@ -96,9 +96,9 @@ pub struct Proof {
     pub better: Option<Found>,
 }
 
-/// Bounds the seconds of every placement within `cap_bytes` and, if asked to
-/// `improve`, looks for one within `aim_bytes` that is better than `found`, which
-/// need not fit.
+/// Bounds the seconds of every placement within `cap_bytes` and, if told to improve,
+/// looks for one that takes less than `below` seconds and is better than `found`,
+/// which need not fit. The bound is then one of all that take less.
 ///
 /// # Errors
 /// [`PlanError::Solver`] if the solver fails.
@@ -106,8 +106,8 @@ pub fn prove(
     problem: &Problem<'_>,
     space: &Space<'_>,
     found: &Found,
-    (cap_bytes, aim_bytes): (u64, u64),
-    improve: bool,
+    cap_bytes: u64,
+    below: Option<f64>,
 ) -> Result<Proof, PlanError> {
     if found.is_least {
         return Ok(Proof {
@@ -116,6 +116,8 @@ pub fn prove(
         });
     }
     let mut better: Option<Found> = None;
+    let improve = below.is_some();
+    let below = below.unwrap_or(f64::INFINITY);
     let effort = if improve { THOROUGH } else { ONCE };
     // What memory is worth, the relaxation knows best; near what it mixes is
     // often something that is whole.
@@ -123,7 +125,7 @@ pub fn prove(
         if improve {
             let near = better.as_ref().unwrap_or(found).path.clone();
             for start in [near.as_slice(), mixed] {
-                let other = space.refine(start, prices, aim_bytes);
+                let other = space.refine(start, prices, cap_bytes);
                 if other.is_better(better.as_ref().unwrap_or(found)) {
                     better = Some(other);
                 }
@@ -131,13 +133,13 @@ pub fn prove(
         }
         let best = better.as_ref().unwrap_or(found);
         if best.score.fits() {
-            best.score.secs
+            best.score.secs.min(below)
         } else {
-            f64::INFINITY
+            below
         }
     };
     let first = space.starters(found, cap_bytes);
-    let bound_secs = master::bound(problem, cap_bytes, first, effort, look)?;
+    let bound_secs = master::bound(problem, cap_bytes, first, effort, below, look)?;
     Ok(Proof { bound_secs, better })
 }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sstep_autodiff::{Op, ReductionState};
 
 use crate::budget::Budget;
-use crate::cost::{AxisSums, BodyCost};
+use crate::cost::{AxisSums, BodyCost, BodyRates};
 use crate::machine::Machine;
 use crate::pack::{ALIGN, Request, pack};
 use crate::plan::{
@@ -20,7 +20,7 @@ use crate::plan::{
 use crate::program::{NodeIx, Program};
 use crate::stage::{Body, Role};
 use crate::strategy::Strategy;
-use crate::sweep::{AxisGrid, AxisSweep};
+use crate::sweep::{AxisGrid, Sweeper};
 
 /// A tile loop, decided.
 #[derive(Clone, Debug)]
@@ -258,11 +258,10 @@ impl<'a> Scheduler<'a> {
             }
         };
         let sums: Vec<AxisSums> = (grid.iter().enumerate())
-            .map(|(axis, g)| {
-                AxisSums::new(&AxisSweep::new(program, &body, axis, g), body.items.len())
-            })
+            .map(|(axis, g)| AxisSums::new(&Sweeper::new(program, &body, axis), g))
             .collect();
-        let cost = BodyCost::new(program, machine, &body, &sums.iter().collect::<Vec<_>>());
+        let rates = BodyRates::new(program, machine, &body);
+        let cost = BodyCost::new(&rates, &body, &sums.iter().collect::<Vec<_>>());
         let mut total = StageCost {
             secs: cost.secs,
             flops: cost.flops,

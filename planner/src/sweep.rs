@@ -105,16 +105,23 @@ impl AxisSweep {
 
     /// Sweeps `body` along `axis`.
     pub fn new(program: &Program, body: &Body, axis: usize, grid: &AxisGrid) -> AxisSweep {
-        let sweeper = Sweeper::new(program, body, axis);
-        match grid.policy {
-            AxisPolicy::Whole | AxisPolicy::Overlap => sweeper.overlap(grid),
-            AxisPolicy::Carry => sweeper.carry(grid),
+        let (n_items, n_tiles) = (body.items.len(), grid.n_tiles());
+        let mut spans = vec![Spans::default(); n_items * n_tiles];
+        Sweeper::new(program, body, axis).walk(grid, |tile, row| {
+            spans[tile * n_items..(tile + 1) * n_items].copy_from_slice(row);
+        });
+        AxisSweep {
+            n_items,
+            n_tiles,
+            spans,
         }
     }
 }
 
-/// The reads of a body along one axis, resolved once.
-struct Sweeper {
+/// The reads of a body along one axis, resolved once for all grids. Axes along which
+/// a body reads alike are equal, and so are their sums.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sweeper {
     /// Per item: extent of the map, or of the domain of a reduction.
     extent: Vec<usize>,
     /// Per item: whether its cut must be emitted.
@@ -128,7 +135,8 @@ struct Sweeper {
 }
 
 impl Sweeper {
-    fn new(program: &Program, body: &Body, axis: usize) -> Self {
+    /// The reads of `body` along `axis`.
+    pub fn new(program: &Program, body: &Body, axis: usize) -> Self {
         let n = body.items.len();
         let mut s = Sweeper {
             extent: vec![0; n],
@@ -157,12 +165,23 @@ impl Sweeper {
         s
     }
 
-    fn overlap(&self, grid: &AxisGrid) -> AxisSweep {
-        let (n_items, n_tiles) = (self.extent.len(), grid.n_tiles());
-        let mut spans = vec![Spans::default(); n_items * n_tiles];
-        for tile in 0..n_tiles {
-            let row = &mut spans[tile * n_items..(tile + 1) * n_items];
-            for i in (0..n_items).rev() {
+    /// Number of items of the body.
+    pub fn n_items(&self) -> usize {
+        self.extent.len()
+    }
+
+    /// Shows every tile's items once, tiles in any order.
+    pub fn walk(&self, grid: &AxisGrid, visit: impl FnMut(usize, &[Spans])) {
+        match grid.policy {
+            AxisPolicy::Whole | AxisPolicy::Overlap => self.overlap(grid, visit),
+            AxisPolicy::Carry => self.carry(grid, visit),
+        }
+    }
+
+    fn overlap(&self, grid: &AxisGrid, mut visit: impl FnMut(usize, &[Spans])) {
+        let mut row = vec![Spans::default(); self.extent.len()];
+        for tile in 0..grid.n_tiles() {
+            for i in (0..row.len()).rev() {
                 if self.is_flat[i] {
                     continue;
                 }
@@ -177,22 +196,22 @@ impl Sweeper {
                 row[i].compute = need;
                 row[i].window = need;
             }
-        }
-        AxisSweep {
-            n_items,
-            n_tiles,
-            spans,
+            visit(tile, &row);
         }
     }
 
-    fn carry(&self, grid: &AxisGrid) -> AxisSweep {
+    fn carry(&self, grid: &AxisGrid, mut visit: impl FnMut(usize, &[Spans])) {
         let (n_items, n_tiles) = (self.extent.len(), grid.n_tiles());
         // Where each item starts is where it starts when nothing is cut.
-        let whole = self.overlap(&AxisGrid::whole(grid.extent));
-        let mut done: Vec<usize> = (0..n_items).map(|i| whole.get(0, i).compute.lo).collect();
-        let mut spans = vec![Spans::default(); n_items * n_tiles];
+        let mut done = vec![0; n_items];
+        self.overlap(&AxisGrid::whole(grid.extent), |_, row| {
+            for (done, spans) in done.iter_mut().zip(row) {
+                *done = spans.compute.lo;
+            }
+        });
+        let mut fresh = vec![Span::default(); n_items * n_tiles];
         for tile in 0..n_tiles {
-            let row = &mut spans[tile * n_items..(tile + 1) * n_items];
+            let row = &mut fresh[tile * n_items..(tile + 1) * n_items];
             for i in (0..n_items).rev() {
                 if self.is_flat[i] || self.is_eager[i] {
                     continue;
@@ -202,44 +221,41 @@ impl Sweeper {
                     hi = hi.max(grid.cut(tile, self.extent[i]).hi);
                 }
                 for &(reader, read) in &self.reads[i] {
-                    let need = read.apply(row[reader].compute, self.extent[i]);
+                    let need = read.apply(row[reader], self.extent[i]);
                     if !need.is_empty() {
                         hi = hi.max(need.hi);
                     }
                 }
-                let fresh = Span::new(done[i], hi);
-                done[i] = hi;
                 for &r in std::iter::once(&i).chain(&self.eager[i]) {
-                    row[r].compute = fresh;
-                    row[r].window = fresh;
-                    row[r].emit = if self.emits[r] {
-                        fresh
-                    } else {
-                        Span::default()
-                    };
+                    row[r] = Span::new(done[i], hi);
                 }
+                done[i] = hi;
             }
         }
         // A window reaches back to the first position that this or a later
-        // tile still reads.
-        for i in 0..n_items {
-            let mut keep = usize::MAX;
-            for tile in (0..n_tiles).rev() {
-                let at = tile * n_items;
+        // tile still reads, so the last tile comes first.
+        let mut keep = vec![usize::MAX; n_items];
+        let mut row = vec![Spans::default(); n_items];
+        for tile in (0..n_tiles).rev() {
+            let fresh = &fresh[tile * n_items..(tile + 1) * n_items];
+            for i in 0..n_items {
                 for &(reader, read) in &self.reads[i] {
-                    let need = read.apply(spans[at + reader].compute, self.extent[i]);
+                    let need = read.apply(fresh[reader], self.extent[i]);
                     if !need.is_empty() {
-                        keep = keep.min(need.lo);
+                        keep[i] = keep[i].min(need.lo);
                     }
                 }
-                let fresh = spans[at + i].compute;
-                spans[at + i].window = Span::new(keep.min(fresh.lo), fresh.hi);
+                row[i] = Spans {
+                    compute: fresh[i],
+                    window: Span::new(keep[i].min(fresh[i].lo), fresh[i].hi),
+                    emit: if self.emits[i] {
+                        fresh[i]
+                    } else {
+                        Span::default()
+                    },
+                };
             }
-        }
-        AxisSweep {
-            n_items,
-            n_tiles,
-            spans,
+            visit(tile, &row);
         }
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::PlanError;
 
 pub use family::{ConvClass, ConvRole, Family, Kernel, Unit};
-pub use rates::RateTable;
+pub use rates::{RateTable, SizeRates};
 
 /// Version of the profiles that this planner reads.
 pub const PROFILE_VERSION: u32 = 1;
@@ -166,20 +166,26 @@ impl Machine {
 
     /// Seconds of a kernel over `points` positions in `launches` calls.
     pub fn kernel_secs(&self, kernel: &Kernel<'_>, points: u64, launches: u64) -> f64 {
-        if points == 0 || launches == 0 {
-            return 0.0;
-        }
+        self.timer(kernel).secs(points, launches)
+    }
+
+    /// What tells the seconds of a kernel: who asks for many sizes asks this.
+    pub fn timer(&self, kernel: &Kernel<'_>) -> Timer {
         let family = kernel.family();
-        let (work, size) = match family.unit() {
-            Unit::Flops => (kernel.flops(points), points as f64),
-            Unit::Bytes => {
-                let bytes = kernel.bytes(points);
-                (bytes, bytes)
-            }
+        let rates = self.rates(family).at(kernel.width());
+        let is_flat = kernel.bytes(1) == kernel.bytes(2);
+        let (work_per_point, bytes) = match family.unit() {
+            Unit::Flops => (kernel.flops(1), None),
+            Unit::Bytes if is_flat => (0.0, Some(kernel.bytes(1))),
+            Unit::Bytes => (kernel.bytes(1), None),
         };
-        let launches = launches as f64;
-        let rate = self.rates(family).per_sec(kernel.width(), size / launches);
-        work / rate + launches * self.launch_secs
+        Timer {
+            rates,
+            work_per_point,
+            flat_bytes: bytes,
+            is_by_points: family.unit() == Unit::Flops,
+            launch_secs: self.launch_secs,
+        }
     }
 
     /// Seconds of moving `bytes` within the device in `calls` calls.
@@ -199,6 +205,45 @@ impl Machine {
         }
         let per_call = bytes as f64 / calls as f64;
         bytes as f64 / self.rates(family).per_sec(1.0, per_call) + calls as f64 * self.launch_secs
+    }
+}
+
+/// Seconds of one kernel on one machine.
+#[derive(Clone, Debug)]
+pub struct Timer {
+    rates: SizeRates,
+    work_per_point: f64,
+    /// Of a kernel that touches no map.
+    flat_bytes: Option<f64>,
+    /// Whether the size of a call is its positions; else the bytes it touches.
+    is_by_points: bool,
+    launch_secs: f64,
+}
+
+impl Timer {
+    /// Seconds over `points` positions that no division into calls goes below.
+    pub fn least_secs(&self, points: u64) -> f64 {
+        let work = self
+            .flat_bytes
+            .unwrap_or(self.work_per_point * points as f64);
+        work / self.rates.most_per_sec() + self.launch_secs
+    }
+
+    /// Seconds over `points` positions in `launches` calls.
+    pub fn secs(&self, points: u64, launches: u64) -> f64 {
+        if points == 0 || launches == 0 {
+            return 0.0;
+        }
+        let work = self
+            .flat_bytes
+            .unwrap_or(self.work_per_point * points as f64);
+        let size = if self.is_by_points {
+            points as f64
+        } else {
+            work
+        };
+        let launches = launches as f64;
+        work / self.rates.per_sec(size / launches) + launches * self.launch_secs
     }
 }
 

@@ -44,19 +44,53 @@ impl RateTable {
 
     /// Work per second in calls of this width and size.
     pub fn per_sec(&self, width: f64, size: f64) -> f64 {
+        self.at(width).per_sec(size)
+    }
+
+    /// The rates of calls of one width: who asks often asks this.
+    pub fn at(&self, width: f64) -> SizeRates {
         let (row, next_row, down) = between(&self.widths, width);
-        let (column, next_column, along) = between(&self.sizes, size);
-        let at = |r: usize| {
-            let rates = &self.per_sec[r];
-            mix(rates[column].ln(), rates[next_column].ln(), along)
-        };
-        let rate = mix(at(row), at(next_row), down).exp();
-        let smallest = self.sizes[0];
-        if size < smallest {
-            rate * size / smallest
-        } else {
-            rate
+        let rates = self.per_sec[row].iter().zip(&self.per_sec[next_row]);
+        SizeRates {
+            sizes: self.sizes.clone(),
+            ln_sizes: self.sizes.iter().map(|s| s.ln()).collect(),
+            ln_rates: rates.map(|(a, b)| mix(a.ln(), b.ln(), down)).collect(),
         }
+    }
+}
+
+/// Work per second of calls of one width, by size.
+#[derive(Clone, Debug)]
+pub struct SizeRates {
+    sizes: Vec<f64>,
+    ln_sizes: Vec<f64>,
+    ln_rates: Vec<f64>,
+}
+
+impl SizeRates {
+    /// Most work per second in calls of any size.
+    pub fn most_per_sec(&self) -> f64 {
+        let most = self
+            .ln_rates
+            .iter()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max);
+        most.exp()
+    }
+
+    /// Work per second in calls of this size.
+    pub fn per_sec(&self, size: f64) -> f64 {
+        let above = self.sizes.partition_point(|&s| s <= size);
+        let last = self.sizes.len() - 1;
+        if above == 0 {
+            return self.ln_rates[0].exp() * size / self.sizes[0];
+        }
+        if above > last {
+            return self.ln_rates[last].exp();
+        }
+        let (lo, hi) = (self.ln_sizes[above - 1], self.ln_sizes[above]);
+        let along = (size.ln() - lo) / (hi - lo);
+        mix(self.ln_rates[above - 1], self.ln_rates[above], along).exp()
     }
 }
 

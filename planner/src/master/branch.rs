@@ -22,8 +22,10 @@ pub enum Branch {
         /// Whether more.
         more: bool,
     },
-    /// A map is on the device until a use, or not.
+    /// A map is on the device, or a copy of it on the host, until a use, or not.
     Kept {
+        /// Whether the host is meant.
+        host: bool,
         /// The map.
         map: NodeIx,
         /// Which of its uses.
@@ -44,6 +46,8 @@ impl Master<'_> {
             let most = if map.on_device { 1.0 } else { 0.0 };
             for used in &map.uses {
                 self.model.restrict(used.device, 0.0, most);
+                let most = if map.on_host { 1.0 } else { 0.0 };
+                self.model.restrict(used.host, 0.0, most);
             }
         }
         for decision in decisions {
@@ -58,10 +62,16 @@ impl Master<'_> {
                         *may &= !covers || (c.scratch_bytes > bytes) == more;
                     }
                 }
-                Branch::Kept { map, at, kept } => {
-                    let device = self.maps[&map].uses[at].device;
+                Branch::Kept {
+                    host,
+                    map,
+                    at,
+                    kept,
+                } => {
+                    let used = &self.maps[&map].uses[at];
+                    let home = if host { used.host } else { used.device };
                     let value = if kept { 1.0 } else { 0.0 };
-                    self.model.restrict(device, value, value);
+                    self.model.restrict(home, value, value);
                 }
             }
         }
@@ -107,16 +117,25 @@ impl Master<'_> {
             });
             offer(spread[segment] / self.unit * worth, halves);
         }
+        let host_worth = self.host_worth(relaxed);
         for (&map, rows) in &self.maps {
             let mut from = rows.made;
             for (at, used) in rows.uses.iter().enumerate() {
-                let share = relaxed.value_of(used.device);
-                let span: f64 = worth[from.min(used.segment)..=used.segment].iter().sum();
-                let halves = [true, false].map(|kept| Branch::Kept { map, at, kept });
-                offer(
-                    share.min(1.0 - share) * rows.bytes / self.unit * span,
-                    halves,
-                );
+                let span = from.min(used.segment)..=used.segment;
+                for (host, worth, unit, home) in [
+                    (false, &worth, self.unit, used.device),
+                    (true, &host_worth, self.host_unit(), used.host),
+                ] {
+                    let share = relaxed.value_of(home);
+                    let worth: f64 = worth[span.clone()].iter().sum();
+                    let halves = [true, false].map(|kept| Branch::Kept {
+                        host,
+                        map,
+                        at,
+                        kept,
+                    });
+                    offer(share.min(1.0 - share) * rows.bytes / unit * worth, halves);
+                }
                 from = used.segment + 1;
             }
         }

@@ -79,7 +79,8 @@ struct Settled {
 
 /// Bounds the seconds of every placement within `device_bytes`, starting with
 /// the candidates `first`. `look` is shown what memory is worth and a path near
-/// what each relaxation mixes, and answers with the fewest seconds known.
+/// what each relaxation mixes, and answers with the fewest seconds known. Only
+/// placements below `below` seconds matter.
 ///
 /// # Errors
 /// [`PlanError::Solver`] if the solver fails.
@@ -88,6 +89,7 @@ pub fn bound(
     device_bytes: u64,
     first: impl IntoIterator<Item = usize>,
     effort: Effort,
+    below: f64,
     mut look: impl FnMut(&Prices, &[usize]) -> f64,
 ) -> Result<f64, PlanError> {
     let mut solver = Solver {
@@ -105,7 +107,7 @@ pub fn bound(
     }];
     // What is left aside is not below this.
     let mut aside = f64::INFINITY;
-    let mut known = f64::INFINITY;
+    let mut known = below / tick;
     let mut is_first = true;
     loop {
         let lowest = (0..parts.len()).min_by(|&a, &b| parts[a].bound.total_cmp(&parts[b].bound));

@@ -15,6 +15,8 @@ pub struct Use {
     pub segment: usize,
     /// Whether it is on the device until then.
     pub device: Var,
+    /// Whether its copy on the host is needed until then.
+    pub host: Var,
     /// `Σ r ≤ D`: who finds it on the device.
     pub residency: Row,
     /// `Σ (x − r) ≤ H`: who reads it from the host.
@@ -173,6 +175,7 @@ impl<'a> Master<'a> {
                 .map(|&(segment, d, h)| Use {
                     segment,
                     device: d,
+                    host: h,
                     residency: self.model.at_most(vec![(d, -1.0)], 0.0),
                     supply: self.model.at_most(vec![(h, -1.0)], 0.0),
                 })
@@ -243,19 +246,29 @@ impl<'a> Master<'a> {
         worth.collect()
     }
 
+    /// Price of each host row, in units of the objective.
+    pub fn host_worth(&self, relaxed: &Relaxed) -> Vec<f64> {
+        let worth = |row: &Option<Row>| row.map_or(0.0, |r| (-relaxed.dual(r)).max(0.0));
+        self.host.iter().map(worth).collect()
+    }
+
+    /// Bytes per unit of host memory rows.
+    pub fn host_unit(&self) -> f64 {
+        self.p.host_bytes.max(1) as f64 / HOST_UNITS
+    }
+
     /// What memory is worth.
     pub fn prices(&self, relaxed: &Relaxed) -> Prices {
-        let price = |row: Row, unit: f64| (-relaxed.dual(row) * self.tick / unit).max(0.0);
-        let host_unit = self.p.host_bytes.max(1) as f64 / HOST_UNITS;
         // Of two ways that take equally long the smaller one: what is free in the
         // relaxation is not where its mix is made whole.
         let whole = relaxed.value * self.tick / (1000.0 * self.unit);
         let floor = NEARLY_FREE * whole / self.device.len().max(1) as f64;
-        let device = (self.device.iter()).map(|&r| price(r, self.unit).max(floor));
-        let host = self
-            .host
-            .iter()
-            .map(|r| r.map_or(0.0, |r| price(r, host_unit)));
-        Prices::new(device.collect(), host.collect())
+        let price = |worth: f64, unit: f64| worth * self.tick / unit;
+        let device = self.device_worth(relaxed).into_iter();
+        let host = self.host_worth(relaxed).into_iter();
+        Prices::new(
+            device.map(|w| price(w, self.unit).max(floor)).collect(),
+            host.map(|w| price(w, self.host_unit())).collect(),
+        )
     }
 }

@@ -1,6 +1,6 @@
 //! Where the maps of a path live, and what the path is then worth.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{FORBIDDEN_SECS, Found, Maker, Prices, Score, Space, Use, Uses};
 
@@ -248,6 +248,7 @@ impl Space<'_> {
                 secs,
             },
             is_least: false,
+            tried: BTreeSet::new(),
         }
     }
 

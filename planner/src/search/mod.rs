@@ -36,6 +36,12 @@ const DEARER: [f64; 5] = [1.0, 1.1, 1.3, 1.7, 3.0];
 const FORBIDDEN_SECS: f64 = 1e30;
 /// Rounds of price changes.
 const ROUNDS: usize = 36;
+/// The same from what the relaxation says memory is worth.
+const NEAR_ROUNDS: usize = 12;
+/// How strongly prices follow what is used of the memory there is.
+const BOLD: f64 = 1.5;
+/// The same near the prices of the relaxation.
+const MILD: f64 = 0.5;
 /// Passes over all levels at fixed prices.
 const PASSES: usize = 5;
 /// Passes of the descent over all levels.
@@ -141,6 +147,9 @@ pub struct Found {
     pub score: Score,
     /// Whether no placement at all takes fewer seconds, whatever the caps.
     pub is_least: bool,
+    /// Candidates that were on a cheapest path at prices near those at which memory
+    /// is used up: likely to matter.
+    pub tried: BTreeSet<usize>,
 }
 
 impl Found {
@@ -273,32 +282,66 @@ impl<'a> Space<'a> {
             let Some(mut path) = self.cheapest_of(&free, None, frugal) else {
                 continue;
             };
-            for _ in 0..rounds {
-                path = self.cheapest_of(&prices, Some(&path), frugal)?;
-                let uses = self.uses(&path);
-                let kept = self.priced_homes(&uses, &prices);
-                let (device, host) = self.loads(&path, &uses, &kept);
-                better(&mut best, self.judge(&path, &prices, cap));
-                let next = (prices.device.iter().zip(&device))
-                    .map(|(p, used)| p * (1.5 * (used / cap - 1.0)).clamp(-0.7, 0.7).exp())
-                    .map(|p| p.clamp(1e-5 * scale, 1e7 * scale));
-                let room = self.host_bytes.max(1.0);
-                let host_next = (prices.host.iter().zip(&host)).map(|(p, used)| {
-                    let floor = if *used > room { 1e-3 * scale } else { 0.0 };
-                    (p * (1.5 * (used / room - 1.0)).clamp(-0.7, 0.7).exp()).max(floor)
-                });
-                prices = Prices::new(next.collect(), host_next.collect());
-            }
+            self.adjust(
+                &mut best,
+                &mut prices,
+                &mut path,
+                cap,
+                (rounds, BOLD, frugal),
+            );
         }
         let cheap = Prices::flat(self.held.len(), 0.3 * scale);
         let dear = Prices::flat(self.held.len(), 30.0 * scale);
         Some(self.descend(best, cap, [&cheap, &dear]))
     }
 
+    /// Lets prices rise where memory is short and fall where it is not, and keeps the
+    /// best path that is cheapest at any of them.
+    fn adjust(
+        &self,
+        best: &mut Found,
+        prices: &mut Prices,
+        path: &mut Vec<usize>,
+        cap: f64,
+        (rounds, boldness, frugal): (usize, f64, bool),
+    ) {
+        let scale = best.score.secs.max(1e-9) / cap.max(1.0) / self.held.len() as f64;
+        let room = self.host_bytes.max(1.0);
+        let factor = |used: f64| {
+            let most = 0.5 * boldness;
+            (boldness * (used - 1.0)).clamp(-most, most).exp()
+        };
+        let mut tried = BTreeSet::new();
+        for round in 0..rounds {
+            let Some(next) = self.cheapest_of(prices, Some(path), frugal) else {
+                break;
+            };
+            *path = next;
+            // The first prices are far from any that matter.
+            if 2 * round >= rounds {
+                tried.extend(path.iter().copied());
+            }
+            let uses = self.uses(path);
+            let kept = self.priced_homes(&uses, prices);
+            let (device, host) = self.loads(path, &uses, &kept);
+            better(best, self.judge(path, prices, cap));
+            let next = (prices.device.iter().zip(&device))
+                .map(|(p, used)| p * factor(used / cap))
+                .map(|p| p.clamp(1e-5 * scale, 1e7 * scale));
+            let host_next = (prices.host.iter().zip(&host)).map(|(p, used)| {
+                let floor = if *used > room { 1e-3 * scale } else { 0.0 };
+                (p * factor(used / room)).max(floor)
+            });
+            *prices = Prices::new(next.collect(), host_next.collect());
+        }
+        best.tried.append(&mut tried);
+    }
+
     /// Candidates that are likely to matter: those of `found` and of the cheapest
     /// paths at some prices.
     pub fn starters(&self, found: &Found, device_bytes: u64) -> BTreeSet<usize> {
-        let mut starters: BTreeSet<usize> = found.path.iter().copied().collect();
+        let mut starters: BTreeSet<usize> = found.tried.clone();
+        starters.extend(&found.path);
         let cap = device_bytes.max(1) as f64;
         let scale = found.score.secs.max(1e-9) / cap / self.held.len() as f64;
         for dear in [0.0, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0] {
@@ -326,6 +369,16 @@ impl<'a> Space<'a> {
                     better(&mut best, self.judge(&priced, &dear, cap));
                     near = Some(priced);
                 }
+            }
+            if let Some(mut near) = near {
+                let mut prices = prices.times(1.0);
+                self.adjust(
+                    &mut best,
+                    &mut prices,
+                    &mut near,
+                    cap,
+                    (NEAR_ROUNDS, MILD, frugal),
+                );
             }
         }
         let half = prices.device.iter().map(|p| p * 0.5).collect();
@@ -401,6 +454,8 @@ impl<'a> Space<'a> {
 /// Replaces `best` by `found` if that is better.
 fn better(best: &mut Found, found: Found) {
     if found.is_better(best) {
+        let tried = std::mem::take(&mut best.tried);
         *best = found;
+        best.tried.extend(tried);
     }
 }

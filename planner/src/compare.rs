@@ -1,0 +1,147 @@
+//! Which of several equal programs is planned, and whose plan is taken.
+//!
+//! Rewrites at several prices of memory and choices of algorithms give a handful
+//! of equal programs. [`Strategy::Optimal`] searches all of them quickly, then lets
+//! the integer program improve the most promising one; what that reaches cuts short
+//! whatever cannot be better. It also looks at what every other strategy finds, so
+//! it is never predicted slower than one of them. The others take the first choice
+//! of algorithms that fits.
+
+use rayon::prelude::*;
+
+use crate::algorithms::with_algorithms;
+use crate::budget::Budget;
+use crate::driver::{Made, Planner, Quick, Start};
+use crate::error::PlanError;
+use crate::machine::Machine;
+use crate::memo::Memo;
+use crate::plan::Plan;
+use crate::program::Program;
+use crate::rewrite::Variant;
+use crate::strategy::Strategy;
+
+/// The plan of the variant, and choice of algorithms, that is predicted fastest.
+/// The first variant is the one that is written down where nothing else is said.
+///
+/// # Errors
+/// [`PlanError::Infeasible`] and [`PlanError::HostTooSmall`] if none fits;
+/// [`PlanError::Solver`].
+pub fn compare(
+    variants: &[Variant],
+    machine: &Machine,
+    budget: Budget,
+    strategy: Strategy,
+) -> Result<Plan, PlanError> {
+    let mut programs: Vec<(usize, Program)> = Vec::new();
+    for (at, variant) in variants.iter().enumerate() {
+        // Whole tiles of Winograd's algorithm read a little more than direct sums,
+        // so where memory is short fewer convolutions use it.
+        let choices = with_algorithms(&variant.program, machine);
+        let direct = std::iter::once(variant.program.clone());
+        programs.extend(choices.into_iter().chain(direct).map(|p| (at, p)));
+    }
+    let memo = Memo::default();
+    let planners: Vec<Planner<'_>> = (programs.iter())
+        .map(|(_, program)| Planner::new(program, machine, &memo, budget))
+        .collect();
+    let least_secs: Vec<f64> = planners.iter().map(Planner::least_secs).collect();
+    // The choices of the first variant, in order: each later one needs less.
+    let first = || (0..planners.len()).filter(|at| programs[*at].0 == 0);
+    let cap = budget.device_bytes;
+    let quick = |strategy: Strategy, below: f64| {
+        for at in first().filter(|at| least_secs[*at] < below) {
+            match planners[at].quick(strategy, cap, below) {
+                Quick::Made(made) => return Some((at, *made)),
+                Quick::Slower(_) => return None,
+                Quick::TooLarge => {}
+            }
+        }
+        None
+    };
+    let (mut best, mut bound_secs) = match strategy {
+        Strategy::Optimal => optimal(&planners, &least_secs)?,
+        _ => (quick(strategy, f64::INFINITY), None),
+    };
+    if best.is_none()
+        && let Some(direct) = first().next_back()
+    {
+        best = Some((direct, planners[direct].tightly(strategy)?));
+        bound_secs = None;
+    }
+    let Some((mut at, mut made)) = best else {
+        let status = "no program to plan".to_owned();
+        return Err(PlanError::Solver { status });
+    };
+    if strategy == Strategy::Optimal {
+        // In order, whatever the number of threads.
+        let rivals: Vec<Option<(usize, Made)>> = (Strategy::ALL.par_iter())
+            .filter(|rival| **rival != strategy)
+            .map(|&rival| quick(rival, made.secs()))
+            .collect();
+        for (of, other) in rivals.into_iter().flatten() {
+            if other.secs() < made.secs() {
+                (at, made) = (of, other);
+            }
+        }
+    }
+    let bound_secs = match bound_secs {
+        Some(secs) => secs,
+        None => planners[at].bound_secs(&made)?,
+    };
+    let mut plan = made.finish(bound_secs);
+    plan.rewrites = variants[programs[at].0].report.to_string();
+    plan.budget = budget;
+    plan.strategy = strategy;
+    Ok(plan)
+}
+
+/// Programs whose quick search came to more than this times the best are left alone.
+const WORTH: f64 = 1.1;
+
+/// A plan, and which planner made it.
+type Best = Option<(usize, Made)>;
+
+/// The best plan in the large space of any program, and what none of that program
+/// takes less than.
+fn optimal(planners: &[Planner<'_>], least_secs: &[f64]) -> Result<(Best, Option<f64>), PlanError> {
+    let mut order: Vec<usize> = (0..planners.len()).collect();
+    order.sort_by(|&a, &b| least_secs[a].total_cmp(&least_secs[b]).then(a.cmp(&b)));
+    // What is known to be possible; a program that cannot beat it is not looked at.
+    let mut known = f64::INFINITY;
+    let mut starts: Vec<(usize, Start)> = Vec::new();
+    for at in order {
+        if least_secs[at] >= known {
+            continue;
+        }
+        if let Some(start) = planners[at].start() {
+            known = known.min(start.secs());
+            starts.push((at, start));
+        }
+    }
+    // Where memory is short the first choices may only just not fit.
+    starts.retain(|(_, s)| s.secs() <= known * WORTH || s.secs().is_infinite());
+    starts.sort_by(|(_, a), (_, b)| a.secs().total_cmp(&b.secs()));
+    let mut best: Best = None;
+    let mut bound_secs: Option<f64> = None;
+    let mut starts = starts.into_iter();
+    // The most promising one alone: what it reaches is what the others must beat.
+    loop {
+        let together = if best.is_none() { 1 } else { usize::MAX };
+        let group: Vec<(usize, Start)> = starts.by_ref().take(together).collect();
+        if group.is_empty() {
+            return Ok((best, bound_secs));
+        }
+        let below = (best.as_ref()).map_or(f64::INFINITY, |(_, made)| made.secs());
+        let improved: Vec<_> = (group.into_par_iter())
+            .map(|(at, start)| Ok((at, planners[at].improve(start, below)?)))
+            .collect::<Result<_, PlanError>>()?;
+        for (at, (made, bound)) in improved {
+            if let Some(made) = made
+                && (best.as_ref()).is_none_or(|(_, b)| made.secs() < b.secs())
+            {
+                best = Some((at, made));
+                bound_secs = Some(bound);
+            }
+        }
+    }
+}
