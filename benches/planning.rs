@@ -39,6 +39,7 @@ fn planning(c: &mut Criterion) {
         let budget = Budget {
             device_bytes,
             host_bytes,
+            disk_bytes: 0,
         };
         let machine = Machine::default();
         let go = || plan(&tape, &spec, &machine, budget, Strategy::Optimal).expect("a plan");

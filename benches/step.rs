@@ -16,6 +16,7 @@ fn session(strategy: Strategy, device_bytes: u64) -> Option<Session<f32>> {
     let budget = Budget {
         device_bytes,
         host_bytes: 4 << 30,
+        disk_bytes: 0,
     };
     let options = SessionOptions {
         strategy,

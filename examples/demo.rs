@@ -112,6 +112,7 @@ fn run(args: &Args) -> Result<(), Error> {
     let budget = Budget {
         device_bytes: cap.0,
         host_bytes: args.host.0,
+        disk_bytes: 0,
     };
     let options = SessionOptions {
         seed: args.seed,

@@ -186,6 +186,13 @@ pub struct Memory {
     /// Host memory for tensors moved off the device; none by default.
     #[serde(with = "bytes", default)]
     pub host: u64,
+    /// Disk space for those that the host has no room for; none by default.
+    #[serde(with = "bytes", default)]
+    pub disk: u64,
+    /// Folder of the file that holds them; without, the system's folder for
+    /// temporary files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_dir: Option<PathBuf>,
     /// How to plan.
     #[serde(with = "strategy", default)]
     pub strategy: Strategy,
@@ -197,6 +204,7 @@ impl Memory {
         Budget {
             device_bytes: self.budget,
             host_bytes: self.host,
+            disk_bytes: self.disk,
         }
     }
 }
@@ -441,6 +449,7 @@ impl TrainConfig {
         config.data = dir.join(&config.data);
         config.out = config.out.map(|out| dir.join(out));
         config.init = config.init.map(|init| dir.join(init));
+        config.memory.disk_dir = config.memory.disk_dir.map(|disk| dir.join(disk));
         Ok(config)
     }
 

@@ -196,6 +196,7 @@ impl Error {
                 | ExecError::FeedKind { .. }
                 | ExecError::UnknownParam { .. }
                 | ExecError::UnsetParam { .. }
+                | ExecError::SpillFolder { .. }
                 | ExecError::Device(
                     DeviceError::NotBuilt
                     | DeviceError::NoDriver

@@ -24,7 +24,7 @@
 //!     updates: gradients.iter().collect(),
 //!     state_slots: 2, // Adam
 //! };
-//! let budget = Budget { device_bytes: 512 << 20, host_bytes: 2 << 30 };
+//! let budget = Budget { device_bytes: 512 << 20, host_bytes: 2 << 30, disk_bytes: 0 };
 //! let plan = sstep::plan(&net.tape, &spec, &Machine::default(), budget, Strategy::Optimal)?;
 //! assert!(plan.predicted.peak_bytes <= 512 << 20);
 //! assert!(plan.predicted.untiled_bytes > 1 << 30);
@@ -60,7 +60,7 @@ pub use sstep_autodiff::{
 pub use sstep_executor::source;
 pub use sstep_executor::{
     Device, DeviceError, DeviceInfo, ExecError, Executor, Feed, Feeds, Measured, Progress, Spent,
-    StepHow, Tensor, Timings, devices, reference,
+    StepHow, Tensor, Timings, check_spill_dir, devices, reference,
 };
 pub use sstep_planner::{
     Budget, ByteSize, CapPoint, Comparison, Family, Machine, Plan, PlanError, Program, StepSpec,

@@ -15,16 +15,24 @@ pub struct Report {
     pub device_cap_bytes: u64,
     /// Host cap.
     pub host_cap_bytes: u64,
+    /// Disk cap.
+    pub disk_cap_bytes: u64,
     /// What the step would take untiled.
     pub untiled_bytes: u64,
     /// Arena bytes.
     pub peak_bytes: Pair<u64>,
     /// Host bytes.
     pub host_peak_bytes: Pair<u64>,
+    /// Bytes of the spill file.
+    pub disk_peak_bytes: Pair<u64>,
     /// Copied from host to device.
     pub h2d_bytes: Pair<u64>,
     /// Copied from device to host.
     pub d2h_bytes: Pair<u64>,
+    /// Read from the spill file.
+    pub disk_read_bytes: Pair<u64>,
+    /// Written to the spill file.
+    pub disk_write_bytes: Pair<u64>,
     /// Read from images.
     pub source_bytes: Pair<u64>,
     /// Time of a step.
@@ -53,11 +61,15 @@ impl Report {
         Report {
             device_cap_bytes: plan.budget.device_bytes,
             host_cap_bytes: plan.budget.host_bytes,
+            disk_cap_bytes: plan.budget.disk_bytes,
             untiled_bytes: p.untiled_bytes,
             peak_bytes: pair(p.peak_bytes, measured.peak_bytes),
             host_peak_bytes: pair(p.host_peak_bytes, measured.host_peak_bytes),
+            disk_peak_bytes: pair(p.disk_peak_bytes, measured.disk_peak_bytes),
             h2d_bytes: pair(p.h2d_bytes, measured.h2d_bytes),
             d2h_bytes: pair(p.d2h_bytes, measured.d2h_bytes),
+            disk_read_bytes: pair(p.disk_read_bytes, measured.disk_read_bytes),
+            disk_write_bytes: pair(p.disk_write_bytes, measured.disk_write_bytes),
             source_bytes: pair(p.source_bytes, measured.source_bytes),
             secs: Pair {
                 predicted: p.secs,
@@ -89,8 +101,17 @@ impl std::fmt::Display for Report {
             self.host_peak_bytes,
             format!("cap {}", size(self.host_cap_bytes)),
         )?;
+        let has_disk = self.disk_cap_bytes > 0;
+        if has_disk {
+            let cap = format!("cap {}", size(self.disk_cap_bytes));
+            line("disk peak", self.disk_peak_bytes, cap)?;
+        }
         line("to device", self.h2d_bytes, String::new())?;
         line("to host", self.d2h_bytes, String::new())?;
+        if has_disk {
+            line("from disk", self.disk_read_bytes, String::new())?;
+            line("to disk", self.disk_write_bytes, String::new())?;
+        }
         line("from images", self.source_bytes, String::new())?;
         let (p, m) = (self.secs.predicted, self.secs.measured);
         writeln!(f, "{:<13}{p:>9.2} s{m:>10.2} s", "time")?;

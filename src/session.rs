@@ -6,6 +6,7 @@
 //! parameters and optimiser state from one to the next.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sstep_autodiff::{DType, Op, Shape, Tape, backward};
@@ -23,6 +24,8 @@ use crate::params::{Element, Tensors};
 pub struct SessionOptions {
     /// Memory that steps may use.
     pub budget: Budget,
+    /// Folder of the spill file, if the budget has any disk.
+    pub disk_dir: PathBuf,
     /// What carries the plans out.
     pub device: Device,
     /// How to plan.
@@ -37,10 +40,12 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
-    /// A session within `budget` that hands back gradients.
+    /// A session within `budget` that hands back gradients, with a spill file in the
+    /// system's folder for temporary files.
     pub fn new(budget: Budget) -> Self {
         SessionOptions {
             budget,
+            disk_dir: std::env::temp_dir(),
             device: Device::Cpu,
             strategy: Strategy::Optimal,
             machine: Machine::default(),
@@ -96,7 +101,7 @@ pub type OptimiserState<T> = BTreeMap<(String, usize), sstep_executor::Tensor<T>
 /// use sstep::source::ArraySource;
 /// use sstep::{Budget, Feed, Session, SessionOptions, Shape, optim};
 ///
-/// let budget = Budget { device_bytes: 4 << 20, host_bytes: 16 << 20 };
+/// let budget = Budget { device_bytes: 4 << 20, host_bytes: 16 << 20, disk_bytes: 0 };
 /// let options = SessionOptions::new(budget).training(optim::adamw());
 /// let model = ModelSpec { width: Some(4), ..ModelSpec::new("streaming-cnn") };
 /// let mut session = Session::<f32>::new(model, options)?;
@@ -343,7 +348,8 @@ impl<T: Element> Session<T> {
         self.live = None;
         let prepared = &self.prepared[key];
         let program = &prepared.plan.program;
-        let mut executor = Executor::on((*prepared.plan).clone(), &self.options.device)?;
+        let mut executor = Executor::on((*prepared.plan).clone(), &self.options.device)?
+            .spilling_to(&self.options.disk_dir)?;
         for (name, shape) in params_of(program) {
             let given = match self.params.get(&name) {
                 Some(given) if given.shape == shape => given.data.clone(),

@@ -73,6 +73,7 @@ fn the_smallest_cap_named_is_one_that_succeeds() {
         let tiny = Budget {
             device_bytes: 1,
             host_bytes,
+            disk_bytes: 0,
         };
         let (smallest, forcing) = match net.plan(tiny, strategy) {
             Err(PlanError::Infeasible {
@@ -91,6 +92,7 @@ fn the_smallest_cap_named_is_one_that_succeeds() {
             Budget {
                 device_bytes: smallest,
                 host_bytes,
+                disk_bytes: 0,
             },
             strategy,
         );
@@ -101,6 +103,7 @@ fn the_smallest_cap_named_is_one_that_succeeds() {
             Budget {
                 device_bytes: smallest - 1,
                 host_bytes,
+                disk_bytes: 0,
             },
             strategy,
         ) {
@@ -126,6 +129,7 @@ fn nothing_fits_into_nothing() {
             Budget {
                 device_bytes: 0,
                 host_bytes: AMPLE,
+                disk_bytes: 0,
             },
             strategy,
         );
@@ -149,6 +153,7 @@ fn no_cap_above_the_smallest_fails_and_none_is_passed() {
                 Budget {
                     device_bytes,
                     host_bytes,
+                    disk_bytes: 0,
                 },
                 strategy,
             );
@@ -181,6 +186,7 @@ fn caps_below_the_largest_op_still_plan() {
         let cap = Budget {
             device_bytes: 1 << 20,
             host_bytes: 0,
+            disk_bytes: 0,
         };
         let plan = net.plan(cap, strategy).unwrap_or_else(|e| panic!("{e}"));
         assert!(plan.predicted.peak_bytes <= 1 << 20);
@@ -202,6 +208,7 @@ fn more_memory_is_never_slower() {
             let budget = Budget {
                 device_bytes,
                 host_bytes: AMPLE,
+                disk_bytes: 0,
             };
             let plan = net
                 .plan(budget, Strategy::Optimal)
@@ -232,6 +239,7 @@ fn the_same_input_gives_the_same_plan_byte_for_byte() {
             let budget = Budget {
                 device_bytes: 2 * least,
                 host_bytes: AMPLE,
+                disk_bytes: 0,
             };
             let one = net.plan(budget, strategy).expect("a plan");
             let two = again.plan(budget, strategy).expect("a plan");
@@ -253,6 +261,7 @@ fn another_process_makes_the_same_plan() {
     let budget = Budget {
         device_bytes: 60_000,
         host_bytes: AMPLE,
+        disk_bytes: 0,
     };
     let plan = plan(
         &net.tape,

@@ -203,6 +203,7 @@ fn plan_of(net: &common::Net, strategy: Planning, squeeze: f64, host: bool) -> O
     let budget = Budget {
         device_bytes,
         host_bytes,
+        disk_bytes: 0,
     };
     match net.plan(budget, strategy) {
         Ok(plan) => Some(plan),
@@ -309,6 +310,7 @@ fn optimisers_move_parameters_as_on_the_cpu() {
         let budget = Budget {
             device_bytes: net.all_bytes() * 2,
             host_bytes: 0,
+            disk_bytes: 0,
         };
         let plan = net.plan(budget, Planning::Optimal).unwrap();
         let cpu: Box<dyn Backend<f64> + Send> =

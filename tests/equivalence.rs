@@ -5,7 +5,8 @@ mod common;
 
 use common::nets::{NetSpec, build, net_specs};
 use common::{
-    AMPLE, Tensors, cast, config, differences, execute_as_promised, leaves, oracle, roundings,
+    AMPLE, Tensors, Tiers, cast, config, differences, execute_as_promised, leaves, oracle,
+    roundings, tiers,
 };
 use proptest::prelude::*;
 use sstep_autodiff::DType;
@@ -18,18 +19,18 @@ struct Setting {
     strategy: Planning,
     /// Cap, from the least (0) to ample memory (1).
     squeeze: f64,
-    /// Whether maps may go to the host.
-    host: bool,
+    /// Where else than on the device maps may be.
+    tiers: Tiers,
 }
 
 fn settings() -> impl Strategy<Value = Setting> {
     let strategy = prop::sample::select(Planning::ALL.to_vec());
     // Most differences between strategies lie near the smallest cap.
     let squeeze = prop_oneof![2 => Just(0.0), 1 => Just(1.0), 3 => 0.0..0.3f64, 2 => 0.0..1.0f64];
-    (strategy, squeeze, any::<bool>()).prop_map(|(strategy, squeeze, host)| Setting {
+    (strategy, squeeze, tiers()).prop_map(|(strategy, squeeze, tiers)| Setting {
         strategy,
         squeeze,
-        host,
+        tiers,
     })
 }
 
@@ -43,15 +44,15 @@ fn check<T: Real>(
     let &Setting {
         strategy,
         squeeze,
-        host,
+        tiers,
     } = setting;
     let net = build(spec, T::DTYPE, spec.seed.is_multiple_of(4));
     let values = leaves::<T>(&net.tape, spec.seed);
-    let host_bytes = if host { AMPLE } else { 0 };
+    let beyond = tiers.budget(&net);
     let device_bytes = if squeeze == 1.0 {
         AMPLE
     } else {
-        let Some(least) = net.least(host_bytes, strategy) else {
+        let Some(least) = net.least_in(beyond, strategy) else {
             return;
         };
         least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64
@@ -59,12 +60,12 @@ fn check<T: Real>(
     let plan = match net.plan(
         Budget {
             device_bytes,
-            host_bytes,
+            ..beyond
         },
         strategy,
     ) {
         Ok(plan) => plan,
-        Err(PlanError::HostTooSmall { .. }) if !host => return,
+        Err(PlanError::HostTooSmall { .. }) if tiers != Tiers::Host => return,
         Err(e) => panic!("{strategy} at {device_bytes}: {e}"),
     };
     // The smallest caps are smaller than any kernel needs; no arena of 1 TiB.
@@ -164,7 +165,7 @@ fn past_failures_do_not_return() {
     let tight = Setting {
         strategy: Planning::Optimal,
         squeeze: 0.0,
-        host: false,
+        tiers: Tiers::Nothing,
     };
     check_f64(&shuffled, &tight);
     let cases = [0.0, 0.064, 0.1, 1.0].map(|s| [(&attention, s), (&normed, s)]);
@@ -172,7 +173,7 @@ fn past_failures_do_not_return() {
         let setting = Setting {
             strategy: Planning::Optimal,
             squeeze,
-            host: false,
+            tiers: Tiers::Nothing,
         };
         check_f32(spec, &setting);
     }

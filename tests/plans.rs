@@ -98,6 +98,7 @@ fn planned(text: &str, device_bytes: u64, host_bytes: u64, strategy: Strategy) -
         Budget {
             device_bytes,
             host_bytes,
+            disk_bytes: 0,
         },
         strategy,
     );

@@ -119,6 +119,7 @@ fn parameters_follow_the_references_gradients() {
             ..SessionOptions::new(Budget {
                 device_bytes: 96 << 10,
                 host_bytes: AMPLE,
+                disk_bytes: 0,
             })
         };
         let tape = Tape::parse(&text).expect("a tape");
@@ -201,6 +202,7 @@ fn train(image: Arc<dyn TileSource<f32>>, device_bytes: u64) -> (Vec<f64>, Tenso
     let options = SessionOptions::new(Budget {
         device_bytes,
         host_bytes: 0,
+        disk_bytes: 0,
     });
     let mut session =
         Session::<f32>::new(model, options.training(sstep::optim::adam())).expect("a session");

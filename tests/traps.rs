@@ -31,6 +31,7 @@ fn trap_net(net: Net) -> (Net, Tensors<f64>, Tensors<f64>, Vec<Plan>) {
                     Budget {
                         device_bytes,
                         host_bytes,
+                        disk_bytes: 0,
                     },
                     strategy,
                 );

@@ -14,13 +14,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::events::{Events, buffer_of};
 use common::nets::{build, net_specs};
-use common::{AMPLE, HOW, Net, Rng, Tensors, config, leaves, oracle, ready, worst};
+use common::{HOW, Net, Rng, Tensors, config, leaves, oracle, ready, tiers, worst};
 use proptest::prelude::*;
 use sstep_autodiff::{DType, Op, ReductionState};
 use sstep_executor::StepHow;
 use sstep_kernels::UpdateRule;
 use sstep_planner::{
-    AxisPolicy, Budget, BufferIx, Home, HostIx, ItemRole, NodeIx, Plan, PlanError, Purpose,
+    AxisPolicy, Budget, BufferIx, DiskIx, Home, HostIx, ItemRole, NodeIx, Plan, PlanError, Purpose,
     StageItem, Strategy as Planning, Value, verify,
 };
 
@@ -69,6 +69,11 @@ const MUTATIONS: &[Mutation] = &[
     retarget_host_tensor,
     lower_the_cap,
     lower_the_host_cap,
+    move_on_disk,
+    move_off_the_disk,
+    shrink_on_disk,
+    retarget_disk_tensor,
+    lower_the_disk_cap,
     change_tile,
     cut_no_axis,
     change_policy,
@@ -295,13 +300,14 @@ fn swap_items(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
 
 fn change_role(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |_| true)?;
-    let to = match rng.below(6) {
+    let to = match rng.below(7) {
         0 => ItemRole::Compute,
         1 => ItemRole::Reduce,
         2 => ItemRole::Flat,
         3 => ItemRole::Supply(Home::Source),
         4 => ItemRole::Supply(Home::Device(BufferIx(rng.below(plan.buffers.len()) as u32))),
-        _ => ItemRole::Supply(Home::Host(HostIx(rng.below(plan.host.len() + 1) as u32))),
+        5 => ItemRole::Supply(Home::Host(HostIx(rng.below(plan.host.len() + 1) as u32))),
+        _ => ItemRole::Supply(Home::Disk(DiskIx(rng.below(plan.disk.len() + 1) as u32))),
     };
     let item = &mut plan.stages[s].items[i];
     let from = std::mem::replace(&mut item.role, to);
@@ -314,14 +320,16 @@ fn change_role(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
 fn retarget_supply(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |i| matches!(i.role, ItemRole::Supply(_)))?;
     let (n, from) = (plan.stages[s].items[i].node, plan.stages[s].items[i].role);
-    let to = match rng.below(2) {
+    let to = match rng.below(3) {
         0 => Home::Source,
-        _ => Home::Host(HostIx(rng.below(plan.host.len() + 1) as u32)),
+        1 => Home::Host(HostIx(rng.below(plan.host.len() + 1) as u32)),
+        _ => Home::Disk(DiskIx(rng.below(plan.disk.len() + 1) as u32)),
     };
     plan.stages[s].items[i].role = ItemRole::Supply(to);
     let other = match to {
         Home::Source => !plan.program.is_source(n),
         Home::Host(h) => plan.host.get(h.0 as usize).is_none_or(|t| t.node != n),
+        Home::Disk(d) => plan.disk.get(d.0 as usize).is_none_or(|t| t.node != n),
         Home::Device(_) => false,
     };
     // From the device a map is read in place, wherever it says it is.
@@ -334,9 +342,10 @@ fn retarget_supply(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Da
 
 fn retarget_store(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
     let (s, i) = item(plan, rng, |i| !i.stores.is_empty())?;
-    let to = match rng.below(3) {
+    let to = match rng.below(4) {
         0 => Home::Source,
         1 => Home::Host(HostIx(rng.below(plan.host.len() + 1) as u32)),
+        2 => Home::Disk(DiskIx(rng.below(plan.disk.len() + 1) as u32)),
         _ => Home::Device(BufferIx(rng.below(plan.buffers.len()) as u32)),
     };
     let n = plan.stages[s].items[i].node;
@@ -415,6 +424,52 @@ fn lower_the_cap(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Dama
 fn lower_the_host_cap(plan: &mut Plan, events: &Events, _: &mut Rng) -> Option<Damage> {
     plan.budget.host_bytes = events.host_peak_bytes(plan).checked_sub(1)?;
     damage("host cap lowered below use", true)
+}
+
+fn move_on_disk(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+    let n = plan.disk.len();
+    let (a, b) = (rng.below(n.max(1)), rng.below(n.max(1)));
+    let onto = plan.disk.get(a).filter(|_| a != b)?;
+    // Side by side with it, so that they share some bytes, or exactly there.
+    plan.disk[b].offset = onto.offset + onto.bytes.saturating_sub(8) * (rng.bits() % 2);
+    let end = plan.disk[b].offset + plan.disk[b].bytes;
+    plan.budget.disk_bytes = plan.budget.disk_bytes.max(end);
+    let certain = events.clobbers_on_disk(a, b) || events.clobbers_on_disk(b, a);
+    damage(format!("disk tensor {b} moved onto {a}"), certain)
+}
+
+fn move_off_the_disk(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
+    let cap = plan.budget.disk_bytes;
+    let d = rng.below(plan.disk.len().max(1));
+    let tensor = plan.disk.get_mut(d)?;
+    tensor.offset = [cap, cap - tensor.bytes + 1, u64::MAX - 7][rng.below(3)];
+    damage(format!("disk tensor {d} moved to {}", tensor.offset), true)
+}
+
+fn shrink_on_disk(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+    let d = rng.below(plan.disk.len().max(1));
+    let tensor = plan.disk.get_mut(d)?;
+    let by = 1 + rng.bits() % tensor.bytes;
+    tensor.bytes -= by;
+    damage(
+        format!("disk tensor {d} shrunk by {by}"),
+        events.is_spilled(d),
+    )
+}
+
+fn retarget_disk_tensor(plan: &mut Plan, events: &Events, rng: &mut Rng) -> Option<Damage> {
+    let d = rng.below(plan.disk.len().max(1));
+    let n = NodeIx(rng.below(plan.program.nodes.len() + 1) as u32);
+    let tensor = plan.disk.get_mut(d)?;
+    let certain = tensor.node != n && events.is_spilled(d);
+    tensor.node = n;
+    damage(format!("disk tensor {d} is of node {}", n.0), certain)
+}
+
+fn lower_the_disk_cap(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
+    let ends = plan.disk.iter().map(|d| d.offset + d.bytes);
+    plan.budget.disk_bytes = ends.max()?.saturating_sub(1 + rng.bits() % 100);
+    damage("disk cap lowered below use", true)
 }
 
 /// A stage that is cut along some axis.
@@ -582,9 +637,10 @@ fn lose_map_output(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage>
 
 fn wrong_map_output(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let at = rng.below(plan.map_outputs.len().max(1));
-    let to = match rng.below(3) {
+    let to = match rng.below(4) {
         0 => Home::Source,
         1 => Home::Host(HostIx(rng.below(plan.host.len() + 1) as u32)),
+        2 => Home::Disk(DiskIx(rng.below(plan.disk.len() + 1) as u32)),
         _ => Home::Device(BufferIx(rng.below(plan.buffers.len() + 1) as u32)),
     };
     let (n, home) = plan.map_outputs.get_mut(at)?;
@@ -592,6 +648,7 @@ fn wrong_map_output(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage
     let certain = match to {
         Home::Source => !plan.program.is_source(n),
         Home::Host(h) => plan.host.get(h.0 as usize).is_none_or(|t| t.node != n),
+        Home::Disk(d) => plan.disk.get(d.0 as usize).is_none_or(|t| t.node != n),
         Home::Device(b) => plan
             .buffers
             .get(b.0 as usize)
@@ -702,15 +759,15 @@ proptest! {
     fn damaged_plans_are_rejected_or_still_right(
         spec in net_specs(),
         strategy in prop::sample::select(Planning::ALL.to_vec()),
-        host in any::<bool>(),
+        tiers in tiers(),
         squeeze in prop_oneof![Just(0.0), 0.0..0.5f64],
     ) {
         let net = with_updates(build(&spec, DType::F64, spec.seed % 3 == 0), spec.seed);
-        let host_bytes = if host { AMPLE } else { 0 };
-        if let Some(least) = net.least(host_bytes, strategy) {
+        let beyond = tiers.budget(&net);
+        if let Some(least) = net.least_in(beyond, strategy) {
             let room = net.all_bytes().saturating_sub(least);
             let device_bytes = least + (room as f64 * squeeze) as u64;
-            let plan = match net.plan(Budget { device_bytes, host_bytes }, strategy) {
+            let plan = match net.plan(Budget { device_bytes, ..beyond }, strategy) {
                 Ok(plan) => plan,
                 Err(PlanError::HostTooSmall { .. }) => return Ok(()),
                 Err(e) => panic!("{e}"),

@@ -32,6 +32,7 @@ fn planned() -> Plan {
     let budget = Budget {
         device_bytes: 3 << 20,
         host_bytes: 1 << 30,
+        disk_bytes: 0,
     };
     let plan = Net::parse("f32", NET).plan(budget, Strategy::Optimal);
     plan.unwrap_or_else(|e| panic!("{e}"))

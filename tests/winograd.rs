@@ -35,6 +35,7 @@ fn check(text: &str, convolutions: usize) {
         let budget = Budget {
             device_bytes,
             host_bytes: AMPLE,
+            disk_bytes: 0,
         };
         net.plan(budget, strategy)
     };

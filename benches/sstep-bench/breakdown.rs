@@ -33,10 +33,12 @@ pub fn table(plan: &Plan, timings: &Timings) -> Table {
         family.flops += plan.program.flops(n, spent.amount);
         family.bytes += touched(plan, n, spent.amount);
     }
-    let copies: [(&str, &Spent); 5] = [
+    let copies: [(&str, &Spent); 7] = [
         ("(source)", &timings.source),
         ("(upload)", &timings.upload),
         ("(download)", &timings.download),
+        ("(disk read)", &timings.disk_read),
+        ("(disk write)", &timings.disk_write),
         ("(store)", &timings.store),
         ("(slide)", &timings.slide),
     ];

@@ -34,6 +34,9 @@ pub struct Args {
     /// Host memory.
     #[arg(long, default_value = "64GiB")]
     host: ByteSize,
+    /// Disk space that plans may use.
+    #[arg(long, default_value = "0")]
+    disk: ByteSize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -72,6 +75,7 @@ pub fn run(args: &Args) -> Outcome {
                         let ample = Budget {
                             device_bytes: 1 << 50,
                             host_bytes: 0,
+                            disk_bytes: 0,
                         };
                         let machine = Machine::default();
                         let made =
@@ -82,6 +86,7 @@ pub fn run(args: &Args) -> Outcome {
                 let budget = Budget {
                     device_bytes: whole / fraction,
                     host_bytes: args.host.0,
+                    disk_bytes: args.disk.0,
                 };
                 let begin = Instant::now();
                 let machine = Machine::default();

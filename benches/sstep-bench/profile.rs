@@ -16,7 +16,7 @@ use sstep::{
     ByteSize, Feed, Machine, Plan, Profile, Session, SessionOptions, Shape, Strategy, Timings,
     optim,
 };
-use sstep_planner::{Home, Instr, ItemRole, Kernel};
+use sstep_planner::{Home, Instr, ItemRole, Kernel, Tier};
 
 use crate::Outcome;
 use crate::table::{Cell, Table};
@@ -34,6 +34,9 @@ pub struct Args {
     /// Host memory that the plan may use.
     #[arg(long, default_value = "0")]
     host: ByteSize,
+    /// Disk space that plans may use.
+    #[arg(long, default_value = "0")]
+    disk: ByteSize,
     /// Norm of the network.
     #[arg(long, default_value = "group")]
     norm: Norm,
@@ -65,6 +68,7 @@ pub fn run(args: &Args) -> Outcome {
         let budget = sstep::Budget {
             device_bytes,
             host_bytes: args.host.0,
+            disk_bytes: args.disk.0,
         };
         let options = SessionOptions {
             strategy,
@@ -187,10 +191,12 @@ fn lines(plan: &Plan, machine: &Machine, timings: &Timings) -> BTreeMap<String, 
                 Instr::Slide { at, keep } => copy("slide", at, keep.points()),
                 Instr::Store { at, region, home } => match home {
                     Home::Host(_) => copy("to host", at, region.points()),
+                    Home::Disk(_) => copy("to disk", at, region.points()),
                     Home::Device(_) | Home::Source => copy("store", at, region.points()),
                 },
                 Instr::Fetch { at, region, .. } => match items[at.item as usize].role {
                     ItemRole::Supply(Home::Source) => copy("source", at, region.points()),
+                    ItemRole::Supply(Home::Disk(_)) => copy("from disk", at, region.points()),
                     _ => copy("to device", at, region.points()),
                 },
                 Instr::Begin { .. } | Instr::Finish { .. } => {}
@@ -233,6 +239,16 @@ fn lines(plan: &Plan, machine: &Machine, timings: &Timings) -> BTreeMap<String, 
             "to host",
             Some(machine.d2h_bytes_per_sec),
             timings.download.secs,
+        ),
+        (
+            "from disk",
+            Some(1.0 / machine.fetch_secs(Tier::Disk, 1)),
+            timings.disk_read.secs,
+        ),
+        (
+            "to disk",
+            Some(1.0 / machine.store_secs(Tier::Disk, 1)),
+            timings.disk_write.secs,
         ),
     ] {
         let sum = copies.get(name).copied().unwrap_or_default();

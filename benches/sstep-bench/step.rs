@@ -33,6 +33,12 @@ pub struct Args {
     /// Host memory that plans may use.
     #[arg(long, default_value = "8GiB")]
     host: ByteSize,
+    /// Disk space that plans may use.
+    #[arg(long, default_value = "0")]
+    disk: ByteSize,
+    /// Folder of the spill file; by default the system's for temporary files.
+    #[arg(long, value_name = "DIR")]
+    disk_dir: Option<PathBuf>,
     /// Python with PyTorch, to be polled in turn.
     #[arg(long, value_name = "PYTHON")]
     torch: Option<PathBuf>,
@@ -102,6 +108,7 @@ struct Contender {
     secs: Vec<f64>,
     device_bytes: u64,
     host_bytes: u64,
+    disk_bytes: u64,
     profile: Option<Table>,
 }
 
@@ -132,6 +139,7 @@ pub fn run(args: &Args) -> Outcome {
                 secs: Vec::new(),
                 device_bytes: 0,
                 host_bytes: 0,
+                disk_bytes: 0,
                 profile: None,
             }),
             Err(error) => eprintln!("{name}: {error}"),
@@ -156,6 +164,7 @@ pub fn run(args: &Args) -> Outcome {
             }
             c.device_bytes = measured.peak_bytes;
             c.host_bytes = measured.host_peak_bytes;
+            c.disk_bytes = measured.disk_peak_bytes;
             c.profile = (args.profile).then(|| breakdown::table(&step.plan, &step.report.timings));
         }
         for (layout, secs, rss) in &mut theirs {
@@ -180,11 +189,15 @@ fn session(args: &Args, strategy: Strategy, device_bytes: u64) -> Session<f32> {
     let budget = Budget {
         device_bytes,
         host_bytes: args.host.0,
+        disk_bytes: args.disk.0,
     };
-    let options = SessionOptions {
+    let mut options = SessionOptions {
         strategy,
         ..SessionOptions::new(budget)
     };
+    if let Some(dir) = &args.disk_dir {
+        options.disk_dir.clone_from(dir);
+    }
     Session::new(args.net.spec(), options).expect("built-in networks are valid")
 }
 
@@ -192,7 +205,15 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
     let untiled = ours.first().and_then(|c| median(&c.secs));
     let best = theirs.iter().filter_map(|(_, s, _)| median(s));
     let best = best.reduce(f64::min);
-    let mut table = Table::new(&["step", "secs", "device", "host", "of_untiled", "of_torch"]);
+    let mut table = Table::new(&[
+        "step",
+        "secs",
+        "device",
+        "host",
+        "disk",
+        "of_untiled",
+        "of_torch",
+    ]);
     let ratio = |of: Option<f64>, secs: f64| match of {
         Some(of) => Cell::number(of / secs, 2),
         None => Cell::from("-"),
@@ -207,6 +228,7 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
             Cell::number(secs, 3),
             bytes(c.device_bytes),
             bytes(c.host_bytes),
+            bytes(c.disk_bytes),
             ratio(untiled, secs),
             ratio(best, secs),
         ]);
@@ -225,6 +247,7 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
             format!("PyTorch {layout}").into(),
             Cell::number(secs, 3),
             bytes(*rss as u64),
+            bytes(0),
             bytes(0),
             ratio(untiled, secs),
             ratio(best, secs),

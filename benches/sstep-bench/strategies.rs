@@ -31,6 +31,9 @@ pub struct Args {
     /// Host memory.
     #[arg(long, default_value = "64GiB")]
     host: ByteSize,
+    /// Disk space that plans may use.
+    #[arg(long, default_value = "0")]
+    disk: ByteSize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -47,6 +50,7 @@ pub fn run(args: &Args) -> Outcome {
         let budget = Budget {
             device_bytes,
             host_bytes: args.host.0,
+            disk_bytes: args.disk.0,
         };
         plan(&case.tape, &case.spec, &machine, budget, strategy)
     };

@@ -2,11 +2,12 @@
 //!
 //! The interpreter speaks of places in the arena and of regions; a backend
 //! turns them into addresses and launches. There is one arena, of exactly the
-//! cap. Host memory is the interpreter's.
+//! cap. Host memory and the spill file are the interpreter's.
 
 use sstep_autodiff::{Op, Region, Ty};
 use sstep_kernels::{In, Layout, Out, Real, UpdateRule};
 
+use crate::disk::DiskMap;
 use crate::error::ExecError;
 use crate::source::TileSource;
 
@@ -97,6 +98,28 @@ pub trait Backend<T: Real> {
         region: &Region,
         host: &Out<'_, T>,
     ) -> Result<(), ExecError>;
+
+    /// Copies a region of a device tensor to the spill file: by way of a few MiB of
+    /// host memory, unless the backend has a shorter one.
+    ///
+    /// # Errors
+    /// Also [`ExecError::Spill`] if the disk fails.
+    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap<'_>) -> Result<(), ExecError> {
+        disk.write_staged(region, |piece, host| self.download(src, piece, host))
+    }
+
+    /// Copies a region from the spill file to the device, as [`Backend::spill`].
+    ///
+    /// # Errors
+    /// Also [`ExecError::Spill`] if the disk fails.
+    fn unspill(
+        &mut self,
+        disk: &DiskMap<'_>,
+        region: &Region,
+        dst: &Place,
+    ) -> Result<(), ExecError> {
+        disk.read_staged(region, |piece, host| self.upload(host, piece, dst))
+    }
 
     /// Copies a region within the arena.
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError>;

@@ -15,6 +15,7 @@ use sstep_autodiff::{Op, ReductionState, Region, Ty};
 use sstep_kernels::{Box4, In, Job, Layout, Out, Real, State, UpdateRule, cpu, optim};
 
 use crate::backend::{Backend, Launch, Partial, Place};
+use crate::disk::DiskMap;
 use crate::error::ExecError;
 use crate::source::TileSource;
 
@@ -190,6 +191,28 @@ impl<T: Real> Backend<T> for Cpu {
     ) -> Result<(), ExecError> {
         copy_box(&self.input(src), region, host);
         Ok(())
+    }
+
+    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap<'_>) -> Result<(), ExecError> {
+        let src = self.input::<T>(src);
+        let width = Box4::lift(region).s(2).len();
+        disk.each_row(region, |at @ ([n, c, d, h], w)| {
+            disk.write_row(at, src.row(n, c, d, h, w..w + width))
+        })
+    }
+
+    fn unspill(
+        &mut self,
+        disk: &DiskMap<'_>,
+        region: &Region,
+        dst: &Place,
+    ) -> Result<(), ExecError> {
+        let dst = self.output::<T>(dst);
+        let width = Box4::lift(region).s(2).len();
+        disk.each_row(region, |at @ ([n, c, d, h], w)| {
+            // SAFETY: every row is read once, by one task.
+            disk.read_row(at, unsafe { dst.row_mut(n, c, d, h, w..w + width) })
+        })
     }
 
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError> {

@@ -1,6 +1,9 @@
 //! What can go wrong while a plan is carried out.
 
+use std::path::PathBuf;
+
 use sstep_autodiff::{DType, Shape};
+use sstep_planner::ByteSize;
 
 use crate::device::DeviceError;
 use crate::source::SourceError;
@@ -18,6 +21,52 @@ pub enum ExecError {
     /// The device cannot be had, or has failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// No spill file can be made.
+    #[error(
+        "no spill file can be made in {}: {reason}; name a folder on a disk by --disk-dir",
+        dir.display()
+    )]
+    SpillFolder {
+        /// The folder.
+        dir: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// There is no space for the spill file.
+    #[error(
+        "the plan needs a spill file of {} in {}{}: {reason}; free some space, name another \
+         folder by --disk-dir, or lower --disk",
+        ByteSize(*bytes), dir.display(),
+        free_bytes.map_or(String::new(), |free| format!(", where {} are free", ByteSize(free)))
+    )]
+    SpillFull {
+        /// The folder.
+        dir: PathBuf,
+        /// Size of the file.
+        bytes: u64,
+        /// Free there, if the system tells.
+        free_bytes: Option<u64>,
+        /// What the system says.
+        reason: String,
+    },
+    /// The disk failed in the middle of a step.
+    #[error(
+        "{doing} {} of the spill file of {} in {} failed: {reason}; the step is lost, \
+         checkpoints are not",
+        ByteSize(*bytes), ByteSize(*file_bytes), dir.display()
+    )]
+    Spill {
+        /// Reading or writing.
+        doing: &'static str,
+        /// So much at once.
+        bytes: u64,
+        /// Size of the file.
+        file_bytes: u64,
+        /// The folder it was made in.
+        dir: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
     /// The plan is for another element type.
     #[error("the plan computes in {plan}, but {asked} was asked for")]
     DType {

@@ -2,7 +2,7 @@
 //!
 //! The interpreter decides nothing. It looks up where the plan says a value
 //! lives, hands that to the backend, and counts: the highest arena byte
-//! touched, bytes over each link, host bytes held. While one instruction runs,
+//! touched, bytes over each link, host bytes held, bytes of the spill file. While one instruction runs,
 //! image regions that the next ones fetch are announced to their sources.
 
 use std::collections::BTreeMap;
@@ -13,10 +13,11 @@ use std::time::Instant;
 
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
 use sstep_kernels::{In, Layout, Out, Real, UpdateRule};
-use sstep_planner::{At, BufferIx, Home, HostIx, Instr, ItemRole, NodeIx, Plan, Value};
+use sstep_planner::{At, BufferIx, DiskIx, Home, HostIx, Instr, ItemRole, NodeIx, Plan, Value};
 
 use crate::backend::{Backend, Launch, Partial, Place};
 use crate::cpu::host_layout;
+use crate::disk::{DiskMap, SpillFile};
 use crate::error::ExecError;
 use crate::host::HostPool;
 use crate::source::TileSource;
@@ -28,10 +29,16 @@ pub struct Measured {
     pub peak_bytes: u64,
     /// Most host bytes held.
     pub host_peak_bytes: u64,
+    /// Highest byte of the spill file touched.
+    pub disk_peak_bytes: u64,
     /// Bytes copied from host to device.
     pub h2d_bytes: u64,
     /// Bytes copied from device to host.
     pub d2h_bytes: u64,
+    /// Bytes read from the spill file to the device.
+    pub disk_read_bytes: u64,
+    /// Bytes written from the device to the spill file.
+    pub disk_write_bytes: u64,
     /// Bytes read from sources.
     pub source_bytes: u64,
     /// Kernel launches.
@@ -70,6 +77,10 @@ pub struct Timings {
     pub upload: Spent,
     /// Regions copied to the host.
     pub download: Spent,
+    /// Regions read from the spill file.
+    pub disk_read: Spent,
+    /// Regions written to the spill file.
+    pub disk_write: Spent,
     /// Regions copied from windows to whole maps.
     pub store: Spent,
     /// Rows that windows kept.
@@ -113,6 +124,7 @@ pub(crate) struct Interpreter<'a, T: Real> {
     pub sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
     pub how: &'a StepHow,
     pub host: &'a mut HostPool<T>,
+    pub spill: Option<&'a SpillFile>,
     pub measured: Measured,
     pub timings: Timings,
     /// What each item's window holds, in the running stage.
@@ -131,6 +143,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
         backend: &'a mut dyn Backend<T>,
         sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
         host: &'a mut HostPool<T>,
+        spill: Option<&'a SpillFile>,
         how: &'a StepHow,
     ) -> Self {
         host.begin_step();
@@ -140,6 +153,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
             sources,
             how,
             host,
+            spill,
             measured: Measured::default(),
             timings: Timings {
                 nodes: vec![Spent::default(); plan.program.nodes.len()],
@@ -243,10 +257,6 @@ impl<'a, T: Real> Interpreter<'a, T> {
         let started = Instant::now();
         self.carry_out(instr)?;
         let program = &self.plan.program;
-        let bytes = |at: At, region: &Region| {
-            let ty = program.node(self.node(at)).ty;
-            region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64
-        };
         match instr {
             Instr::Begin { at } | Instr::Finish { at } => {
                 // Part of the reduction, but no call of its own.
@@ -262,21 +272,23 @@ impl<'a, T: Real> Interpreter<'a, T> {
                 self.timings.nodes[node].add(1, started);
             }
             Instr::Slide { at, keep } => {
-                let amount = bytes(at, &keep);
+                let amount = self.region_bytes(self.node(at), &keep);
                 self.timings.slide.add(amount, started);
             }
             Instr::Fetch { at, region, .. } => {
-                let amount = bytes(at, &region);
+                let amount = self.region_bytes(self.node(at), &region);
                 let spent = match self.item(at).role {
                     ItemRole::Supply(Home::Source) => &mut self.timings.source,
+                    ItemRole::Supply(Home::Disk(_)) => &mut self.timings.disk_read,
                     _ => &mut self.timings.upload,
                 };
                 spent.add(amount, started);
             }
             Instr::Store { at, region, home } => {
-                let amount = bytes(at, &region);
+                let amount = self.region_bytes(self.node(at), &region);
                 let spent = match home {
                     Home::Host(_) => &mut self.timings.download,
+                    Home::Disk(_) => &mut self.timings.disk_write,
                     Home::Device(_) | Home::Source => &mut self.timings.store,
                 };
                 spent.add(amount, started);
@@ -332,6 +344,11 @@ impl<'a, T: Real> Interpreter<'a, T> {
                         self.backend.copy(&src, &region, &dst)?;
                     }
                     Home::Host(h) => self.offload(h, node, &src, &region)?,
+                    Home::Disk(d) => {
+                        let disk = self.disk(d, node)?;
+                        self.backend.spill(&src, &region, &disk)?;
+                        self.measured.disk_write_bytes += self.region_bytes(node, &region);
+                    }
                     Home::Source => return Err(inconsistent("a source is written")),
                 }
             }
@@ -371,7 +388,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
         self.present[at.item as usize] = present;
         let dst = self.item_place(at)?;
         let ty = self.plan.program.node(node).ty;
-        let bytes = region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64;
+        let bytes = self.region_bytes(node, &region);
         match self.item(at).role {
             ItemRole::Supply(Home::Source) => {
                 let source = self.sources.get(&node);
@@ -387,6 +404,11 @@ impl<'a, T: Real> Interpreter<'a, T> {
                 let host = In::new(host_layout(&ty), data);
                 self.backend.upload(&host, &region, &dst)?;
                 self.measured.h2d_bytes += bytes;
+            }
+            ItemRole::Supply(Home::Disk(d)) => {
+                let disk = self.disk(d, node)?;
+                self.backend.unspill(&disk, &region, &dst)?;
+                self.measured.disk_read_bytes += bytes;
             }
             _ => return Err(inconsistent("something is fetched from nowhere")),
         }
@@ -405,9 +427,26 @@ impl<'a, T: Real> Interpreter<'a, T> {
         self.backend
             .download(src, region, &Out::new(host_layout(&ty), data))?;
         self.measured.host_peak_bytes = self.host.peak_bytes();
-        self.measured.d2h_bytes +=
-            region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64;
+        self.measured.d2h_bytes += self.region_bytes(node, region);
         Ok(())
+    }
+
+    /// A tensor of the spill file.
+    fn disk(&mut self, d: DiskIx, node: NodeIx) -> Result<DiskMap<'a>, ExecError> {
+        let spill = self
+            .spill
+            .ok_or_else(|| inconsistent("there is no spill file"))?;
+        let tensor = self.plan.disk.get(d.0 as usize);
+        let tensor = tensor.ok_or_else(|| inconsistent("a tensor on disk is not there"))?;
+        let end = tensor.offset + tensor.bytes;
+        self.measured.disk_peak_bytes = self.measured.disk_peak_bytes.max(end);
+        Ok(spill.map(tensor.offset, &self.plan.program.node(node).ty))
+    }
+
+    /// Bytes of a region of a map.
+    fn region_bytes(&self, node: NodeIx, region: &Region) -> u64 {
+        let ty = self.plan.program.node(node).ty;
+        region.points() * (ty.shape.channels() * ty.dtype.bytes()) as u64
     }
 
     fn update(&mut self, index: usize) -> Result<(), ExecError> {

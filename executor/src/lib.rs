@@ -5,7 +5,7 @@
 //! what really happened, [`Measured`], to be held against what the plan
 //! predicted. Network inputs come region by region from a
 //! [`source::TileSource`]; tensors that the plan sends away live in a separate,
-//! counted host pool.
+//! counted host pool, or in one unnamed file on disk.
 //!
 //! [`reference()`] runs the same program untiled: the oracle of the tests.
 
@@ -14,6 +14,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
+mod disk;
 mod error;
 mod host;
 mod interpret;
@@ -25,6 +26,7 @@ mod tensor;
 pub use backend::{Backend, Launch, Partial, Place};
 pub use cpu::Cpu;
 pub use device::{Device, DeviceError, DeviceInfo, devices};
+pub use disk::{DiskMap, RowAt, check_spill_dir};
 pub use error::ExecError;
 pub use interpret::{Measured, Progress, Spent, StepHow, Timings};
 pub use reference::reference;

@@ -5,6 +5,7 @@
 //! else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use sstep_autodiff::{Op, Shape};
@@ -13,6 +14,7 @@ use sstep_planner::{BufferIx, Home, NodeIx, Plan};
 
 use crate::backend::{Backend, Place};
 use crate::device::Device;
+use crate::disk::SpillFile;
 use crate::error::ExecError;
 use crate::host::HostPool;
 use crate::interpret::{Interpreter, Measured, Progress, StepHow, Timings, inconsistent, is_fed};
@@ -47,6 +49,8 @@ pub struct Executor<T: Real> {
     plan: Plan,
     backend: Box<dyn Backend<T> + Send>,
     host: HostPool<T>,
+    /// Made for the first step, if the plan keeps tensors on disk.
+    spill: Option<SpillFile>,
     unset: BTreeSet<NodeIx>,
 }
 
@@ -92,6 +96,7 @@ impl<T: Real> Executor<T> {
             plan,
             backend,
             host,
+            spill: None,
             unset,
         };
         let program = this.plan.program.clone();
@@ -103,6 +108,27 @@ impl<T: Real> Executor<T> {
             }
         }
         Ok(this)
+    }
+
+    /// Makes the spill file in `dir`, if the plan keeps tensors on disk, and reserves
+    /// its space. Without this call the first step makes it in the system's folder
+    /// for temporary files.
+    ///
+    /// # Errors
+    /// [`ExecError::SpillFolder`] if no file can be made there,
+    /// [`ExecError::SpillFull`] if there is not enough space.
+    pub fn spilling_to(mut self, dir: &Path) -> Result<Self, ExecError> {
+        self.make_spill(dir)?;
+        Ok(self)
+    }
+
+    fn make_spill(&mut self, dir: &Path) -> Result<(), ExecError> {
+        if !self.plan.disk.is_empty() {
+            let ends = self.plan.disk.iter().map(|d| d.offset + d.bytes);
+            let bytes = ends.max().unwrap_or(0);
+            self.spill = Some(SpillFile::new(dir, bytes)?);
+        }
+        Ok(())
     }
 
     /// The plan.
@@ -191,7 +217,7 @@ impl<T: Real> Executor<T> {
     ///
     /// # Errors
     /// A missing or misshapen feed, an unset parameter, a source that cannot be
-    /// read. Parameters are then as before unless the updates had begun, which
+    /// read, a disk that is full or fails. Parameters are then as before unless the updates had begun, which
     /// come last and cannot fail.
     pub fn step(
         &mut self,
@@ -210,10 +236,14 @@ impl<T: Real> Executor<T> {
                 return Err(ExecError::StateSlots { planned, needed });
             }
         }
+        if self.spill.is_none() {
+            self.make_spill(&std::env::temp_dir())?;
+        }
         let sources = self.take_feeds(feeds)?;
         let (plan, host) = (&self.plan, &mut self.host);
         let backend = self.backend.as_mut();
-        let mut interpreter = Interpreter::new(plan, backend, &sources, host, how);
+        let mut interpreter =
+            Interpreter::new(plan, backend, &sources, host, self.spill.as_ref(), how);
         interpreter.run(progress)?;
         let (measured, timings) = (interpreter.measured, interpreter.timings);
         Ok(StepReport {
@@ -297,6 +327,12 @@ impl<T: Real> Executor<T> {
                     let data = self.host.get(h);
                     data.ok_or_else(|| inconsistent("an output was released"))?
                         .to_vec()
+                }
+                Some(Home::Disk(d)) => {
+                    let tensor = self.plan.disk.get(d.0 as usize);
+                    let (spill, tensor) = (self.spill.as_ref().zip(tensor))
+                        .ok_or_else(|| inconsistent("an output is not on disk"))?;
+                    spill.map(tensor.offset, &ty).read_all()?
                 }
                 Some(Home::Source) => {
                     let source = sources.get(&n);

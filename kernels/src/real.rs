@@ -6,7 +6,7 @@ use crate::math;
 
 /// `f32` or `f64`, with the arithmetic the kernels use.
 pub trait Real:
-    Copy
+    bytemuck::Pod
     + Default
     + Send
     + Sync

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 use crate::error::PlanError;
 
 /// Memory that a step may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budget {
     /// Device cap in bytes: one arena for parameters, gradients, optimiser
     /// state, activations and workspace. Never passed.
     pub device_bytes: u64,
     /// Host memory in bytes for tensors moved off the device; 0 forbids it.
     pub host_bytes: u64,
+    /// Disk space in bytes for those that the host has no room for; 0 forbids it.
+    pub disk_bytes: u64,
 }
 
 /// An amount of memory, written `512MiB`, `8GiB`, `1.5 GB` or in plain bytes.

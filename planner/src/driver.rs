@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::budget::{Budget, ByteSize};
 use crate::candidates::{Candidate, Grids, candidates};
 use crate::cost::least_secs;
-use crate::error::{ForcingBuffer, PlanError};
+use crate::error::{Beyond, ForcingBuffer, PlanError};
 use crate::machine::Machine;
 use crate::memo::Memo;
 use crate::place::{Goal, Placed, Problem, decide, place, prove};
@@ -175,13 +175,13 @@ impl<'a> Planner<'a> {
         let cap = self.budget.device_bytes;
         let Start { pool, found } = start;
         let problem = self.problem(LARGE, &pool, self.workspace_bytes(cap));
-        let space = Space::new(&problem);
+        let mut space = Space::new(&problem);
         let proof = prove(&problem, &space, &found, cap, Some(below))?;
         let found = proof.better.unwrap_or(found);
         if !found.score.fits() {
             return Ok((None, proof.bound_secs));
         }
-        let packed = self.packed(LARGE, cap, &problem, &space, found, below);
+        let packed = self.packed(LARGE, cap, &problem, &mut space, found, below);
         Ok((packed.made(), proof.bound_secs))
     }
 
@@ -296,22 +296,22 @@ impl<'a> Planner<'a> {
     fn fastest(&self, source: Source, cap: u64, workspace_bytes: u64, below: f64) -> Quick {
         let pool = self.pool(source);
         let problem = self.problem(source, &pool, workspace_bytes);
-        let space = Space::new(&problem);
+        let mut space = Space::new(&problem);
         let goal = Goal::Seconds { device_bytes: cap };
         match place(&space, goal, None) {
-            Placed::Found(found) => self.packed(source, cap, &problem, &space, found, below),
+            Placed::Found(found) => self.packed(source, cap, &problem, &mut space, found, below),
             Placed::TooLarge | Placed::Impossible => Quick::TooLarge,
         }
     }
 
-    /// The plan of a placement; if packing needs more than the cap, of another one
+    /// The plan of a placement; if packing needs more than the caps, of another one
     /// for as much less.
     fn packed(
         &self,
         source: Source,
         cap: u64,
         problem: &Problem<'_>,
-        space: &Space<'_>,
+        space: &mut Space<'_>,
         mut found: Found,
         below: f64,
     ) -> Quick {
@@ -322,7 +322,8 @@ impl<'a> Planner<'a> {
             }
             let plan = self.schedule(problem, &found);
             let peak = plan.predicted.peak_bytes;
-            if peak <= cap {
+            let disk_over = self.disk_over(&plan);
+            if peak <= cap && disk_over == 0 {
                 return Quick::Made(Box::new(Made {
                     plan,
                     found,
@@ -330,10 +331,13 @@ impl<'a> Planner<'a> {
                     workspace_bytes: problem.workspace_bytes,
                 }));
             }
-            let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
-                return Quick::TooLarge;
-            };
-            aim_bytes = aim;
+            if peak > cap {
+                let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
+                    return Quick::TooLarge;
+                };
+                aim_bytes = aim;
+            }
+            space.shrink_disk(disk_over);
             // What packing lacks is little: near what was found is often enough.
             let near = space.near(&found.path, aim_bytes);
             found = match near.filter(|n| n.score.secs <= found.score.secs * NEAR) {
@@ -354,21 +358,33 @@ impl<'a> Planner<'a> {
     fn smallest(&self, source: Source) -> Result<Made, PlanError> {
         let pool = self.pool(source);
         let problem = self.problem(source, &pool, 0);
-        match place(&Space::new(&problem), Goal::Memory, None) {
-            Placed::Found(found) => {
-                let plan = self.schedule(&problem, &found);
-                Ok(Made {
-                    plan,
-                    found,
-                    source,
-                    workspace_bytes: 0,
-                })
+        let mut space = Space::new(&problem);
+        for _ in 0..REPACKS {
+            let Placed::Found(found) = place(&space, Goal::Memory, None) else {
+                break;
+            };
+            let plan = self.schedule(&problem, &found);
+            match self.disk_over(&plan) {
+                0 => {
+                    return Ok(Made {
+                        plan,
+                        found,
+                        source,
+                        workspace_bytes: 0,
+                    });
+                }
+                over => space.shrink_disk(over),
             }
-            Placed::TooLarge | Placed::Impossible => Err(PlanError::HostTooSmall {
-                strategy: source.0.name(),
-                host: ByteSize(self.budget.host_bytes),
-            }),
         }
+        Err(PlanError::HostTooSmall {
+            strategy: source.0.name(),
+            beyond: Beyond::of(&self.budget),
+        })
+    }
+
+    /// By how much the gaps between its tensors make a plan's spill file too large.
+    fn disk_over(&self, plan: &Plan) -> u64 {
+        (plan.predicted.disk_peak_bytes).saturating_sub(self.budget.disk_bytes)
     }
 
     /// The same where all tiles have one size.
@@ -410,6 +426,7 @@ impl<'a> Planner<'a> {
             segments: &pool.segments,
             candidates: &pool.candidates,
             host_bytes: self.budget.host_bytes,
+            disk_bytes: self.budget.disk_bytes,
             workspace_bytes,
         }
     }
@@ -447,7 +464,7 @@ impl<'a> Planner<'a> {
         PlanError::Infeasible {
             strategy: strategy.name(),
             device: ByteSize(self.budget.device_bytes),
-            host: ByteSize(self.budget.host_bytes),
+            beyond: Beyond::of(&self.budget),
             smallest: ByteSize(peak),
             smallest_bytes: peak,
             forcing,

@@ -1,6 +1,6 @@
 //! Why there is no plan, with what would help.
 
-use crate::budget::ByteSize;
+use crate::budget::{Budget, ByteSize};
 use crate::verify::Violation;
 
 /// A buffer that forces a plan's memory up.
@@ -34,6 +34,35 @@ fn list(buffers: &[ForcingBuffer]) -> String {
         .join(", ")
 }
 
+/// Memory beyond the device, as errors name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// The host cap.
+    pub host: ByteSize,
+    /// The disk cap.
+    pub disk: ByteSize,
+}
+
+impl Beyond {
+    /// That of a budget.
+    pub fn of(budget: &Budget) -> Beyond {
+        Beyond {
+            host: ByteSize(budget.host_bytes),
+            disk: ByteSize(budget.disk_bytes),
+        }
+    }
+}
+
+impl std::fmt::Display for Beyond {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of host memory", self.host)?;
+        if self.disk.0 > 0 {
+            write!(f, " and {} of disk", self.disk)?;
+        }
+        Ok(())
+    }
+}
+
 /// Why there is no plan.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PlanError {
@@ -63,7 +92,7 @@ pub enum PlanError {
     },
     /// No plan of this strategy fits.
     #[error(
-        "no {strategy} plan fits {device} of device and {host} of host memory; \
+        "no {strategy} plan fits {device} of device and {beyond}; \
          the smallest device budget found is {smallest} ({smallest_bytes} bytes){}{}",
         if forcing.is_empty() { "" } else { ", forced by " }, list(forcing)
     )]
@@ -72,9 +101,9 @@ pub enum PlanError {
         strategy: &'static str,
         /// The device cap.
         device: ByteSize,
-        /// The host cap.
-        host: ByteSize,
-        /// Smallest device cap with a plan, at this host cap.
+        /// The caps beyond it.
+        beyond: Beyond,
+        /// Smallest device cap with a plan, at these caps.
         smallest: ByteSize,
         /// The same in bytes.
         smallest_bytes: u64,
@@ -83,14 +112,14 @@ pub enum PlanError {
     },
     /// No plan of this strategy fits any device cap.
     #[error(
-        "no {strategy} plan fits {host} of host memory at any device budget; \
-         give more host memory or another strategy"
+        "no {strategy} plan fits {beyond} at any device budget; \
+         give more host memory, a disk or another strategy"
     )]
     HostTooSmall {
         /// Name of the strategy.
         strategy: &'static str,
-        /// The host cap.
-        host: ByteSize,
+        /// The caps beyond the device.
+        beyond: Beyond,
     },
     /// The solver ran out of effort before it found any plan.
     #[error(

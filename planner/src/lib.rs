@@ -53,13 +53,13 @@ pub mod verify;
 use sstep_autodiff::Tape;
 
 pub use budget::{Budget, ByteSize};
-pub use error::{ForcingBuffer, PlanError};
+pub use error::{Beyond, ForcingBuffer, PlanError};
 pub use explain::{BufferSpan, CapPoint, Comparison, Link, Picture, StrategyLine, explain_stage};
 pub use instr::{At, Instr};
 pub use machine::{Family, Kernel, Machine, Unit};
 pub use plan::{
-    Buffer, BufferIx, Home, HostIx, HostTensor, ItemRole, Plan, Predicted, Purpose, Stage,
-    StageCost, StageItem, Value,
+    Buffer, BufferIx, DiskIx, DiskTensor, Home, HostIx, HostTensor, ItemRole, Plan, Predicted,
+    Purpose, Stage, StageCost, StageItem, Tier, Value,
 };
 pub use program::{NodeIx, Program, StepSpec, Update};
 pub use strategy::Strategy;

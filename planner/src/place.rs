@@ -13,6 +13,7 @@ use crate::candidates::Candidate;
 use crate::error::PlanError;
 use crate::machine::Machine;
 use crate::master::{self, Effort};
+use crate::plan::Tier;
 use crate::program::{NodeIx, Program};
 use crate::schedule::{Decision, HomeDecision, StageDecision};
 use crate::search::{Found, Prices, Space};
@@ -39,7 +40,7 @@ pub enum Placed {
     Found(Found),
     /// Everything found needs more device memory.
     TooLarge,
-    /// Everything found needs more host memory, whatever the device has.
+    /// Everything found needs more host memory or disk, whatever the device has.
     Impossible,
 }
 
@@ -57,8 +58,25 @@ pub struct Problem<'a> {
     pub candidates: &'a [Candidate],
     /// Host cap in bytes.
     pub host_bytes: u64,
+    /// Disk cap in bytes.
+    pub disk_bytes: u64,
     /// Scratch of kernels in bytes.
     pub workspace_bytes: u64,
+}
+
+impl Problem<'_> {
+    /// Cap of a tier in bytes.
+    pub fn tier_bytes(&self, tier: Tier) -> u64 {
+        match tier {
+            Tier::Host => self.host_bytes,
+            Tier::Disk => self.disk_bytes,
+        }
+    }
+
+    /// Whether a map of `bytes` may be stored in a tier.
+    pub fn may_store(&self, tier: Tier, bytes: u64) -> bool {
+        self.strategy.may_offload() && bytes <= self.tier_bytes(tier)
+    }
 }
 
 /// Of a strategy that is only compared with.
@@ -80,7 +98,7 @@ pub fn place(space: &Space<'_>, goal: Goal, start: Option<&Found>) -> Placed {
     };
     match space.search(device_bytes, start) {
         None => Placed::TooLarge,
-        Some(found) if found.score.host_over > 0.0 => Placed::Impossible,
+        Some(found) if found.score.beyond_over > 0.0 => Placed::Impossible,
         Some(found) if goal != Goal::Memory && !found.score.fits() => Placed::TooLarge,
         Some(found) => Placed::Found(found),
     }
@@ -147,7 +165,7 @@ pub fn prove(
 pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
     let program = p.program;
     let is_map = |n: &NodeIx| program.node(*n).ty.is_map();
-    let home = |t: NodeIx| found.homes.get(&t).copied().unwrap_or((None, false));
+    let home = |t: NodeIx| found.homes.get(&t).copied().unwrap_or((None, None));
     // From the last stage back: keep the targets that a later stage reads.
     let outputs = program.outputs.iter().copied().filter(is_map);
     let mut wanted: BTreeSet<NodeIx> = outputs.clone().collect();
@@ -175,14 +193,14 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
             if home(t).0.is_some_and(|until| until >= c.to - 1) {
                 decided.device_until = Some(at);
             } else {
-                decided.host = true;
+                decided.beyond = home(t).1.or(Some(Tier::Host));
             }
         }
     }
     for o in outputs {
         if let Some(decided) = homes.get_mut(&o) {
-            if home(o).1 {
-                decided.host = true;
+            if let Some(tier) = home(o).1 {
+                decided.beyond = Some(tier);
             } else {
                 decided.device_until = Some(stages.len() - 1);
             }

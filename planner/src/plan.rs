@@ -1,7 +1,7 @@
 //! The plan: everything that will happen, as data.
 //!
 //! A plan owns its program, the buffers of the one arena with their offsets,
-//! the tensors on the host, and the stages in order. It says where each value
+//! the tensors on the host and on disk, and the stages in order. It says where each value
 //! of each stage lives; [`Plan::instructions`](crate::instr) spells it out tile
 //! by tile. The executor carries that out and decides nothing.
 
@@ -20,6 +20,10 @@ pub struct BufferIx(pub u32);
 /// A tensor in host memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostIx(pub u32);
+
+/// A tensor on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DiskIx(pub u32);
 
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +70,40 @@ pub struct HostTensor {
     pub live: (u32, u32),
 }
 
+/// A tensor in the one spill file, at its final offset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskTensor {
+    /// The tensor.
+    pub node: NodeIx,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Offset in the file in bytes.
+    pub offset: u64,
+    /// Stage that writes it, and the last that reads it.
+    pub live: (u32, u32),
+}
+
+/// Memory beyond the device, from the fastest to the slowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Host memory.
+    Host,
+    /// A file on disk, by way of the host.
+    Disk,
+}
+
+impl Tier {
+    /// How many there are.
+    pub const COUNT: usize = 2;
+    /// All of them.
+    pub const ALL: [Tier; Tier::COUNT] = [Tier::Host, Tier::Disk];
+
+    /// As an index into tables by tier.
+    pub fn ix(self) -> usize {
+        self as usize
+    }
+}
+
 /// Where a stored map lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Home {
@@ -73,6 +111,8 @@ pub enum Home {
     Device(BufferIx),
     /// Whole, in host memory.
     Host(HostIx),
+    /// Whole, in the spill file.
+    Disk(DiskIx),
     /// In a source outside.
     Source,
 }
@@ -149,6 +189,10 @@ pub struct StageCost {
     pub h2d_bytes: u64,
     /// Bytes copied from device to host.
     pub d2h_bytes: u64,
+    /// Bytes read from the spill file to the device.
+    pub disk_read_bytes: u64,
+    /// Bytes written from the device to the spill file.
+    pub disk_write_bytes: u64,
     /// Arena high-water while it runs, in bytes.
     pub high_water_bytes: u64,
 }
@@ -160,6 +204,8 @@ pub struct Predicted {
     pub peak_bytes: u64,
     /// Host bytes held at most.
     pub host_peak_bytes: u64,
+    /// Size of the spill file: the largest end offset of any tensor on disk.
+    pub disk_peak_bytes: u64,
     /// Seconds of a step.
     pub secs: f64,
     /// FLOPs of a step.
@@ -172,6 +218,10 @@ pub struct Predicted {
     pub h2d_bytes: u64,
     /// Bytes copied from device to host.
     pub d2h_bytes: u64,
+    /// Bytes read from the spill file to the device.
+    pub disk_read_bytes: u64,
+    /// Bytes written from the device to the spill file.
+    pub disk_write_bytes: u64,
     /// Peak of the same step with every map whole and kept: what running it
     /// untiled would take, in bytes.
     pub untiled_bytes: u64,
@@ -192,6 +242,8 @@ pub struct Plan {
     pub buffers: Vec<Buffer>,
     /// Tensors in host memory.
     pub host: Vec<HostTensor>,
+    /// Tensors on disk.
+    pub disk: Vec<DiskTensor>,
     /// Buffer of each flat node, by node index.
     pub flat_home: Vec<Option<BufferIx>>,
     /// Optimiser state buffers, per update.
@@ -210,6 +262,18 @@ pub struct Plan {
     /// the stages, grids and homes considered for this program takes less time than
     /// that bound, by the machine profile. Other cuts and equal programs are beyond it.
     pub gap: f64,
+}
+
+impl StageCost {
+    /// Bytes copied to the device: from images, the host and disk.
+    pub fn in_bytes(&self) -> u64 {
+        self.source_bytes + self.h2d_bytes + self.disk_read_bytes
+    }
+
+    /// Bytes copied from the device: to the host and to disk.
+    pub fn out_bytes(&self) -> u64 {
+        self.d2h_bytes + self.disk_write_bytes
+    }
 }
 
 impl Plan {

@@ -14,8 +14,8 @@ use crate::cost::{AxisSums, BodyCost, BodyRates};
 use crate::machine::Machine;
 use crate::pack::{ALIGN, Request, pack};
 use crate::plan::{
-    Buffer, BufferIx, Home, HostIx, HostTensor, ItemRole, Plan, Predicted, Purpose, Stage,
-    StageCost, StageItem, Value,
+    Buffer, BufferIx, DiskIx, DiskTensor, Home, HostIx, HostTensor, ItemRole, Plan, Predicted,
+    Purpose, Stage, StageCost, StageItem, Tier, Value,
 };
 use crate::program::{NodeIx, Program};
 use crate::stage::{Body, Role};
@@ -42,8 +42,8 @@ pub struct StageDecision {
 pub struct HomeDecision {
     /// Last decided stage that finds it on the device, from its own on.
     pub device_until: Option<usize>,
-    /// Whether a copy goes to the host.
-    pub host: bool,
+    /// Where a copy goes beyond the device, if one does.
+    pub beyond: Option<Tier>,
 }
 
 /// All that the planner decides.
@@ -93,8 +93,10 @@ struct Scheduler<'a> {
     end: u32,
     buffers: Vec<Buffer>,
     host: Vec<HostTensor>,
+    disk: Vec<DiskTensor>,
     device_home: BTreeMap<NodeIx, (BufferIx, usize)>,
-    host_home: BTreeMap<NodeIx, HostIx>,
+    /// Homes on the host and on disk.
+    beyond_home: BTreeMap<NodeIx, Home>,
     flat_home: Vec<Option<BufferIx>>,
     states: Vec<Vec<BufferIx>>,
     workspace: Option<BufferIx>,
@@ -113,8 +115,9 @@ impl<'a> Scheduler<'a> {
             end: 0,
             buffers: Vec::new(),
             host: Vec::new(),
+            disk: Vec::new(),
             device_home: BTreeMap::new(),
-            host_home: BTreeMap::new(),
+            beyond_home: BTreeMap::new(),
             flat_home: vec![None; program.nodes.len()],
             states: Vec::new(),
             workspace: None,
@@ -221,7 +224,7 @@ impl<'a> Scheduler<'a> {
             let is_output = program.outputs.contains(&n);
             if let Some(until) = home.device_until {
                 let until = self.slot_of(until);
-                let last = if is_output && !home.host {
+                let last = if is_output && home.beyond.is_none() {
                     self.end
                 } else {
                     self.ticks[until].1
@@ -229,7 +232,7 @@ impl<'a> Scheduler<'a> {
                 let b = self.buffer(Some(n), Purpose::Stored, bytes, (self.ticks[from].0, last));
                 self.device_home.insert(n, (b, until));
             }
-            if home.host {
+            if let Some(tier) = home.beyond {
                 let on_device = self.device_home.get(&n).map(|(_, until)| *until);
                 let reads = |at: &usize| {
                     self.bodies[*at].supplies().any(|s| s == n) && on_device.is_none_or(|u| u < *at)
@@ -237,12 +240,27 @@ impl<'a> Scheduler<'a> {
                 let last = (0..self.bodies.len()).rev().find(reads).unwrap_or(from);
                 // Outputs are taken out after the step: they are never released.
                 let last = if is_output { u32::MAX } else { last as u32 };
-                self.host_home.insert(n, HostIx(self.host.len() as u32));
-                self.host.push(HostTensor {
-                    node: n,
-                    bytes,
-                    live: (from as u32, last),
-                });
+                let live = (from as u32, last);
+                let home = match tier {
+                    Tier::Host => {
+                        self.host.push(HostTensor {
+                            node: n,
+                            bytes,
+                            live,
+                        });
+                        Home::Host(HostIx(self.host.len() as u32 - 1))
+                    }
+                    Tier::Disk => {
+                        self.disk.push(DiskTensor {
+                            node: n,
+                            bytes,
+                            offset: 0,
+                            live,
+                        });
+                        Home::Disk(DiskIx(self.disk.len() as u32 - 1))
+                    }
+                };
+                self.beyond_home.insert(n, home);
             }
         }
     }
@@ -296,12 +314,14 @@ impl<'a> Scheduler<'a> {
                     };
                     (ItemRole::Reduce, Value::Flat(result))
                 }
-                Role::Supply => match (resident, self.host_home.get(&n)) {
+                Role::Supply => match (resident, self.beyond_home.get(&n)) {
                     (Some(b), _) => (ItemRole::Supply(Home::Device(b)), Value::Whole(b)),
-                    (None, host) => {
-                        let home = host.map_or(Home::Source, |&h| Home::Host(h));
-                        if home != Home::Source {
-                            total.h2d_bytes += cost.copy_bytes[i];
+                    (None, beyond) => {
+                        let home = beyond.copied().unwrap_or(Home::Source);
+                        match home {
+                            Home::Host(_) => total.h2d_bytes += cost.copy_bytes[i],
+                            Home::Disk(_) => total.disk_read_bytes += cost.copy_bytes[i],
+                            Home::Device(_) | Home::Source => {}
                         }
                         (ItemRole::Supply(home), self.window(at, &body, i, &cost))
                     }
@@ -317,9 +337,12 @@ impl<'a> Scheduler<'a> {
                         {
                             stores.push(Home::Device(b));
                         }
-                        if let Some(&h) = self.host_home.get(&n) {
-                            stores.push(Home::Host(h));
-                            total.d2h_bytes += cost.copy_bytes[i];
+                        if let Some(&home) = self.beyond_home.get(&n) {
+                            stores.push(home);
+                            match home {
+                                Home::Disk(_) => total.disk_write_bytes += cost.copy_bytes[i],
+                                _ => total.d2h_bytes += cost.copy_bytes[i],
+                            }
                         }
                     }
                     (ItemRole::Compute, value)
@@ -333,8 +356,10 @@ impl<'a> Scheduler<'a> {
                 accumulator,
             });
         }
-        total.secs += total.h2d_bytes as f64 / machine.h2d_bytes_per_sec
-            + total.d2h_bytes as f64 / machine.d2h_bytes_per_sec;
+        total.secs += machine.fetch_secs(Tier::Host, total.h2d_bytes)
+            + machine.store_secs(Tier::Host, total.d2h_bytes)
+            + machine.fetch_secs(Tier::Disk, total.disk_read_bytes)
+            + machine.store_secs(Tier::Disk, total.disk_write_bytes);
         self.stages.push(Stage {
             level,
             items,
@@ -395,6 +420,20 @@ impl<'a> Scheduler<'a> {
         }
     }
 
+    /// Gives the tensors on disk their places in the spill file; the file's size.
+    fn pack_disk(&mut self) -> u64 {
+        let end = self.order.len() as u32;
+        let requests = self.disk.iter().map(|d| Request {
+            bytes: d.bytes,
+            live: (d.live.0, d.live.1.min(end)),
+        });
+        let packing = pack(&requests.collect::<Vec<_>>());
+        for (tensor, offset) in self.disk.iter_mut().zip(&packing.offsets) {
+            tensor.offset = *offset;
+        }
+        packing.peak_bytes
+    }
+
     fn finish(mut self, budget: Budget, strategy: Strategy) -> Plan {
         let requests: Vec<Request> = self
             .buffers
@@ -408,6 +447,7 @@ impl<'a> Scheduler<'a> {
         for (buffer, offset) in self.buffers.iter_mut().zip(&packing.offsets) {
             buffer.offset = *offset;
         }
+        let disk_peak_bytes = self.pack_disk();
         for (stage, ticks) in self.stages.iter_mut().zip(&self.ticks) {
             let live = self
                 .buffers
@@ -424,6 +464,7 @@ impl<'a> Scheduler<'a> {
         let predicted = Predicted {
             peak_bytes: packing.peak_bytes,
             host_peak_bytes: host_peak(&self.host, self.stages.len()),
+            disk_peak_bytes,
             secs: sum(|c| c.secs),
             flops: sum(|c| c.flops),
             flops_once: program
@@ -433,6 +474,8 @@ impl<'a> Scheduler<'a> {
             source_bytes: total(|c| c.source_bytes),
             h2d_bytes: total(|c| c.h2d_bytes),
             d2h_bytes: total(|c| c.d2h_bytes),
+            disk_read_bytes: total(|c| c.disk_read_bytes),
+            disk_write_bytes: total(|c| c.disk_write_bytes),
             untiled_bytes: untiled_bytes(program),
         };
         let map_outputs = (program
@@ -440,9 +483,9 @@ impl<'a> Scheduler<'a> {
             .iter()
             .filter(|o| program.node(**o).ty.is_map()))
         .map(|&o| {
-            let host = self.host_home.get(&o).map(|&h| Home::Host(h));
+            let beyond = self.beyond_home.get(&o).copied();
             let device = self.device_home.get(&o).map(|&(b, _)| Home::Device(b));
-            (o, host.or(device).unwrap_or(Home::Source))
+            (o, beyond.or(device).unwrap_or(Home::Source))
         })
         .collect();
         Plan {
@@ -452,6 +495,7 @@ impl<'a> Scheduler<'a> {
             machine: self.machine.name.clone(),
             buffers: self.buffers,
             host: self.host,
+            disk: self.disk,
             flat_home: self.flat_home,
             states: self.states,
             workspace: self.workspace,

@@ -84,7 +84,7 @@ impl Strategy {
         !matches!(self, Strategy::OffloadAll)
     }
 
-    /// Whether stored maps may live on the host.
+    /// Whether stored maps may live on the host or on disk.
     pub fn may_offload(self) -> bool {
         match self {
             Strategy::Optimal

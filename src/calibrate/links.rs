@@ -127,8 +127,8 @@ impl Best {
     }
 }
 
-/// Seconds of writing a file and of reading it back. The system may still hold what
-/// was just written, as it does for tensors that are spilled and soon needed.
+/// Seconds of writing a file until it is on the disk, and of reading it back from
+/// there: the system is told to forget what it still holds of it.
 fn disk_secs(dir: &Path, bytes: u64) -> Result<(f64, f64), Error> {
     let path = dir.join(format!("sstep-calibrate-{}.tmp", std::process::id()));
     let measured = write_and_read(&path, bytes);
@@ -147,6 +147,7 @@ fn write_and_read(path: &Path, bytes: u64) -> std::io::Result<(f64, f64)> {
     }
     file.sync_all()?;
     let write = began.elapsed().as_secs_f64();
+    forget(&file)?;
     let began = Instant::now();
     let mut file = File::open(path)?;
     for _ in 0..n_blocks {
@@ -155,4 +156,12 @@ fn write_and_read(path: &Path, bytes: u64) -> std::io::Result<(f64, f64)> {
     let read = began.elapsed().as_secs_f64();
     let part = bytes as f64 / (n_blocks * BLOCK_BYTES as u64) as f64;
     Ok((write * part, read * part))
+}
+
+/// Has the system drop its copies of a file that is on the disk, where it can.
+fn forget(file: &File) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?;
+    let _ = file;
+    Ok(())
 }

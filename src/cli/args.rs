@@ -6,7 +6,8 @@ use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
 use sstep::{
-    Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Profile, Strategy, devices,
+    Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Profile, Strategy,
+    check_spill_dir, devices,
 };
 
 /// Options of a built-in network.
@@ -168,6 +169,11 @@ pub struct MemoryArgs {
     /// Host memory for tensors moved off the device; 0 forbids it.
     #[arg(long, value_name = "BYTES", default_value = "0")]
     host: ByteSize,
+    /// Disk space for tensors that the host has no room for; 0 forbids it.
+    #[arg(long, value_name = "BYTES", default_value = "0")]
+    disk: ByteSize,
+    #[command(flatten)]
+    spill: SpillArgs,
     /// How to plan: optimal, or what others do: store-all, checkpoint,
     /// recompute-all, offload-all, paging, streaming, tile-checkpoint, remat-ilp,
     /// remat-page-ilp.
@@ -190,6 +196,38 @@ impl MemoryArgs {
         Ok(Budget {
             device_bytes: budget.0,
             host_bytes: self.host.0,
+            disk_bytes: self.disk.0,
         })
     }
+
+    /// Folder of the spill file.
+    ///
+    /// # Errors
+    /// As [`spill_dir`].
+    pub fn disk_dir(&self, budget: &Budget) -> Result<PathBuf, Error> {
+        spill_dir(self.spill.disk_dir.clone(), budget)
+    }
+}
+
+/// Where a step's disk space is.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Memory")]
+pub struct SpillArgs {
+    /// Folder of the spill file, of --disk bytes at most; the file has no name and
+    /// is gone with the process [default: the system's folder for temporary files].
+    #[arg(long, value_name = "DIR")]
+    pub disk_dir: Option<PathBuf>,
+}
+
+/// The folder, or the system's, if it can hold a file where a budget may need one:
+/// before minutes of planning.
+///
+/// # Errors
+/// As [`check_spill_dir`].
+pub fn spill_dir(dir: Option<PathBuf>, budget: &Budget) -> Result<PathBuf, Error> {
+    let dir = dir.unwrap_or_else(std::env::temp_dir);
+    if budget.disk_bytes > 0 {
+        check_spill_dir(&dir)?;
+    }
+    Ok(dir)
 }

@@ -235,13 +235,15 @@ fn planned<T: Element>(
         };
         feeds.insert(name, feed);
     }
+    let budget = args.memory.budget()?;
     let options = SessionOptions {
+        disk_dir: args.memory.disk_dir(&budget)?,
         device: args.on.device,
         strategy: args.memory.strategy,
         // What is held against another framework sums as that does.
         machine: args.machine.profile(args.winograd)?.machine,
         seed: args.seed,
-        ..SessionOptions::new(args.memory.budget()?)
+        ..SessionOptions::new(budget)
     };
     let mut session = Session::<T>::from_tape(tape, options)?;
     let plan = spin("planning", args.json, || session.plan(&[]))?;

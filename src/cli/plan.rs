@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use sstep::config::{OptimizerConfig, OptimizerName};
 use sstep::{
-    ByteSize, CapPoint, Comparison, DType, Device, Error, Plan, Session, SessionOptions, Strategy,
+    ByteSize, CapPoint, Comparison, DType, Error, Plan, Session, SessionOptions, Strategy,
     StrategyLine, Tape,
 };
 
@@ -72,13 +72,12 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     .rule()?;
     let profile = args.machine.profile(!args.conv.no_winograd)?;
+    let budget = args.memory.budget()?;
     let options = SessionOptions {
-        budget: args.memory.budget()?,
-        device: Device::Cpu,
+        disk_dir: args.memory.disk_dir(&budget)?,
         strategy: args.memory.strategy,
         machine: profile.machine.clone(),
-        seed: 0,
-        rule: Some(rule),
+        ..SessionOptions::new(budget).training(rule)
     };
     let begin = Instant::now();
     let subject = subject(args)?;

@@ -15,7 +15,7 @@ use sstep::{
     TrainOptions, TrainStep, Trainer,
 };
 
-use super::args::{ConvArgs, DeviceArgs, MachineArgs, ModelArgs};
+use super::args::{ConvArgs, DeviceArgs, MachineArgs, ModelArgs, SpillArgs, spill_dir};
 use super::progress::Bar;
 
 /// Name of the checkpoint in the output folder.
@@ -66,6 +66,11 @@ pub struct Args {
     /// Host memory for tensors moved off the device [default: 0, forbidden].
     #[arg(long, value_name = "BYTES", help_heading = "Memory")]
     host: Option<ByteSize>,
+    /// Disk space for tensors that the host has no room for [default: 0, forbidden].
+    #[arg(long, value_name = "BYTES", help_heading = "Memory")]
+    disk: Option<ByteSize>,
+    #[command(flatten)]
+    spill: SpillArgs,
     /// How to plan: optimal, store-all, checkpoint, recompute-all, offload-all,
     /// paging, streaming, tile-checkpoint, remat-ilp or remat-page-ilp.
     #[arg(long, help_heading = "Memory")]
@@ -144,13 +149,19 @@ fn configure(args: &Args) -> Result<TrainConfig, Error> {
     over(&mut config.data, &args.data);
     over(&mut config.memory.budget, &args.budget.map(|b| b.0));
     over(&mut config.memory.host, &args.host.map(|b| b.0));
+    over(&mut config.memory.disk, &args.disk.map(|b| b.0));
     over(&mut config.memory.strategy, &args.strategy);
     over(&mut config.image.level, &args.level);
     over(&mut config.steps, &args.steps);
     over(&mut config.batch, &args.batch);
     over(&mut config.optimizer.lr, &args.lr);
     over(&mut config.seed, &args.seed);
-    for (slot, given) in [(&mut config.out, &args.out), (&mut config.init, &args.init)] {
+    let disk_dir = &args.spill.disk_dir;
+    for (slot, given) in [
+        (&mut config.out, &args.out),
+        (&mut config.init, &args.init),
+        (&mut config.memory.disk_dir, disk_dir),
+    ] {
         if given.is_some() {
             slot.clone_from(given);
         }
@@ -179,6 +190,8 @@ fn from_flags(data: PathBuf, model: ModelSpec, budget: ByteSize) -> TrainConfig 
         memory: Memory {
             budget: budget.0,
             host: 0,
+            disk: 0,
+            disk_dir: None,
             strategy: Strategy::default(),
         },
         image: ImageConfig::default(),
@@ -244,6 +257,8 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
     for index in 0..slides.entries().len() {
         Dataset::<T>::open(&slides, index)?;
     }
+    let budget = config.memory.budget();
+    let disk_dir = spill_dir(config.memory.disk_dir.clone(), &budget)?;
     if args.resume && config.out.is_none() {
         return Err(Error::Usage {
             reason: "--resume needs the --out of the run to go on with".to_owned(),
@@ -260,7 +275,8 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
         super::notice(&format!("machine: {profile}"));
     }
     let options = SessionOptions {
-        budget: config.memory.budget(),
+        budget,
+        disk_dir,
         device: args.on.device,
         strategy: config.memory.strategy,
         machine: profile.machine.clone(),

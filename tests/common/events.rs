@@ -4,9 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
-use sstep_planner::{At, BufferIx, Home, Instr, ItemRole, NodeIx, Plan, StageItem, Value};
+use sstep_planner::{At, BufferIx, DiskIx, Home, Instr, ItemRole, NodeIx, Plan, StageItem, Value};
 
-/// Reads and writes of one buffer as instruction numbers, ascending. The state
+/// Reads and writes of one buffer, or of a tensor on disk, as instruction numbers, ascending. The state
 /// before the first instruction is number 0, the end comes after the last.
 #[derive(Clone, Debug, Default)]
 struct Uses {
@@ -14,11 +14,27 @@ struct Uses {
     writes: Vec<u64>,
 }
 
+impl Uses {
+    /// Whether sharing bytes loses a value: something is written to `other` while
+    /// this holds what will still be read, or by what reads it.
+    fn is_clobbered_by(&self, other: &Uses) -> bool {
+        self.reads.iter().any(|&read| {
+            let before = self.writes.partition_point(|&w| w < read);
+            let Some(&written) = before.checked_sub(1).and_then(|i| self.writes.get(i)) else {
+                return false;
+            };
+            let next = other.writes.partition_point(|&w| w < written);
+            other.writes.get(next).is_some_and(|&w| w <= read)
+        })
+    }
+}
+
 /// All uses of all buffers, and of host tensors.
 pub struct Events {
     uses: Vec<Uses>,
     /// First store and release of each host tensor.
     host: Vec<(Option<u64>, u64)>,
+    disk: Vec<Uses>,
     /// Per stage: flat tensors and stored maps that some instruction reads.
     pub reads: Vec<BTreeSet<NodeIx>>,
 }
@@ -29,6 +45,7 @@ impl Events {
             plan,
             uses: vec![Uses::default(); plan.buffers.len()],
             host: vec![(None, u64::MAX); plan.host.len()],
+            disk: vec![Uses::default(); plan.disk.len()],
             reads: vec![BTreeSet::new(); plan.stages.len()],
             now: 0,
             stage: None,
@@ -45,6 +62,7 @@ impl Events {
         Events {
             uses: walk.uses,
             host: walk.host,
+            disk: walk.disk,
             reads: walk.reads,
         }
     }
@@ -59,15 +77,17 @@ impl Events {
     /// Whether sharing bytes loses a value: something is written to `b` while
     /// `a` holds what will still be read, or by what reads it.
     pub fn clobbers(&self, a: BufferIx, b: BufferIx) -> bool {
-        let (a, b) = (&self.uses[a.0 as usize], &self.uses[b.0 as usize]);
-        a.reads.iter().any(|&read| {
-            let before = a.writes.partition_point(|&w| w < read);
-            let Some(&written) = before.checked_sub(1).and_then(|i| a.writes.get(i)) else {
-                return false;
-            };
-            let next = b.writes.partition_point(|&w| w < written);
-            b.writes.get(next).is_some_and(|&w| w <= read)
-        })
+        self.uses[a.0 as usize].is_clobbered_by(&self.uses[b.0 as usize])
+    }
+
+    /// The same for two tensors on disk.
+    pub fn clobbers_on_disk(&self, a: usize, b: usize) -> bool {
+        self.disk[a].is_clobbered_by(&self.disk[b])
+    }
+
+    /// Whether a tensor on disk is ever written.
+    pub fn is_spilled(&self, disk: usize) -> bool {
+        !self.disk[disk].writes.is_empty()
     }
 
     /// Whether a host tensor is ever written.
@@ -91,6 +111,7 @@ struct Walk<'a> {
     plan: &'a Plan,
     uses: Vec<Uses>,
     host: Vec<(Option<u64>, u64)>,
+    disk: Vec<Uses>,
     reads: Vec<BTreeSet<NodeIx>>,
     now: u64,
     stage: Option<u32>,
@@ -115,6 +136,15 @@ impl Walk<'_> {
         self.write(b);
     }
 
+    /// Adds to what is on disk.
+    fn spill(&mut self, d: DiskIx) {
+        let uses = &mut self.disk[d.0 as usize];
+        if !uses.writes.is_empty() {
+            uses.reads.push(self.now);
+        }
+        uses.writes.push(self.now);
+    }
+
     fn start(&mut self) {
         let plan = self.plan;
         for n in self.leaves() {
@@ -137,8 +167,10 @@ impl Walk<'_> {
             self.read(b);
         }
         for (_, home) in &plan.map_outputs {
-            if let Home::Device(b) = home {
-                self.read(*b);
+            match *home {
+                Home::Device(b) => self.read(b),
+                Home::Disk(d) => self.disk[d.0 as usize].reads.push(self.now),
+                Home::Host(_) | Home::Source => {}
             }
         }
     }
@@ -218,6 +250,9 @@ impl Walk<'_> {
                 let own = self.own(at);
                 if matches!(instr, Instr::Fetch { .. }) {
                     self.reads[at.stage as usize].insert(item(at).node);
+                    if let ItemRole::Supply(Home::Disk(d)) = item(at).role {
+                        self.disk[d.0 as usize].reads.push(self.now);
+                    }
                 }
                 let whole = matches!(item(at).value, Value::Whole(_));
                 if whole || region != present {
@@ -234,6 +269,7 @@ impl Walk<'_> {
                     Home::Host(h) => {
                         self.host[h.0 as usize].0.get_or_insert(self.now);
                     }
+                    Home::Disk(d) => self.spill(d),
                     Home::Source => {}
                 }
             }

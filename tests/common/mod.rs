@@ -130,15 +130,25 @@ impl Net {
 
     /// The smallest device cap found, `None` if the host is too small for any.
     pub fn least(&self, host_bytes: u64, strategy: Strategy) -> Option<u64> {
+        let beyond = Budget {
+            host_bytes,
+            ..Budget::default()
+        };
+        self.least_in(beyond, strategy)
+    }
+
+    /// The same with these caps of host and disk.
+    pub fn least_in(&self, beyond: Budget, strategy: Strategy) -> Option<u64> {
+        let device_bytes = 1;
         match self.plan(
             Budget {
-                device_bytes: 1,
-                host_bytes,
+                device_bytes,
+                ..beyond
             },
             strategy,
         ) {
             Err(PlanError::Infeasible { smallest_bytes, .. }) => Some(smallest_bytes),
-            Err(PlanError::HostTooSmall { .. }) if host_bytes < AMPLE => None,
+            Err(PlanError::HostTooSmall { .. }) if beyond.host_bytes < AMPLE => None,
             other => panic!("{strategy}: a cap of one byte gave {other:?}"),
         }
     }
@@ -157,6 +167,39 @@ impl Net {
             .map(|n| n.ty.bytes().next_multiple_of(64));
         each.sum::<u64>() * 2
     }
+}
+
+/// What there is beyond the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tiers {
+    Nothing,
+    Host,
+    /// No host, and a disk for everything.
+    Disk,
+    /// A host with too little room for most, and a disk for the rest.
+    TinyHostAndDisk,
+}
+
+impl Tiers {
+    /// The caps, the device's left open.
+    pub fn budget(self, net: &Net) -> Budget {
+        let (host_bytes, disk_bytes) = match self {
+            Tiers::Nothing => (0, 0),
+            Tiers::Host => (AMPLE, 0),
+            Tiers::Disk => (0, net.all_bytes()),
+            Tiers::TinyHostAndDisk => (net.all_bytes() / 40, net.all_bytes()),
+        };
+        Budget {
+            device_bytes: 0,
+            host_bytes,
+            disk_bytes,
+        }
+    }
+}
+
+pub fn tiers() -> impl proptest::strategy::Strategy<Value = Tiers> {
+    use Tiers::{Disk, Host, Nothing, TinyHostAndDisk};
+    proptest::sample::select(vec![Nothing, Host, Disk, TinyHostAndDisk])
 }
 
 /// Random values for every leaf of a tape, told by name: `labels` are classes
@@ -255,9 +298,13 @@ pub fn execute_as_promised<T: Real>(plan: Plan, leaves: &Tensors<T>) -> Tensors<
     let (promised, cap) = (plan.predicted, plan.budget);
     assert!(promised.peak_bytes <= cap.device_bytes);
     assert!(promised.host_peak_bytes <= cap.host_bytes);
+    assert!(promised.disk_peak_bytes <= cap.disk_bytes);
     let (outputs, measured) = execute(plan, leaves);
     assert!(measured.peak_bytes <= promised.peak_bytes);
     assert!(measured.host_peak_bytes <= promised.host_peak_bytes);
+    assert!(measured.disk_peak_bytes <= promised.disk_peak_bytes);
+    assert_eq!(measured.disk_read_bytes, promised.disk_read_bytes);
+    assert_eq!(measured.disk_write_bytes, promised.disk_write_bytes);
     assert_eq!(measured.h2d_bytes, promised.h2d_bytes);
     assert_eq!(measured.d2h_bytes, promised.d2h_bytes);
     assert_eq!(measured.source_bytes, promised.source_bytes);

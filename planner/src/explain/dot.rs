@@ -1,7 +1,7 @@
 //! The plan as a graph: stages, and the stored maps that pass between them.
 //!
 //! Solid edges are maps that stay on the device, dashed ones go through host
-//! memory, dotted ones are read from images. `dot -Tsvg` draws it.
+//! memory, bold dashed ones through the disk, dotted ones are read from images. `dot -Tsvg` draws it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -49,6 +49,7 @@ impl Plan {
             let style = match l.place {
                 "device" => "solid",
                 "host" => "dashed",
+                "disk" => "\"dashed,bold\"",
                 _ => "dotted",
             };
             let size = ByteSize(l.bytes);

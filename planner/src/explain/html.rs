@@ -78,7 +78,7 @@ impl Plan {
         let p = &self.predicted;
         let size = |b: u64| ByteSize(b).to_string();
         let share = 100.0 * p.peak_bytes as f64 / self.budget.device_bytes.max(1) as f64;
-        let cards = [
+        let mut cards = vec![
             (
                 "Device memory",
                 size(p.peak_bytes),
@@ -118,6 +118,15 @@ impl Plan {
                 format!("to the best of the model; strategy {}", self.strategy),
             ),
         ];
+        if self.budget.disk_bytes > 0 {
+            let disk = format!(
+                "of {} allowed; {} written, {} read",
+                size(self.budget.disk_bytes),
+                size(p.disk_write_bytes),
+                size(p.disk_read_bytes)
+            );
+            cards.insert(5, ("Disk", size(p.disk_peak_bytes), disk));
+        }
         out.push_str("<div class=\"cards\">");
         for (head, value, note) in cards {
             let note = escape(&note);
@@ -213,8 +222,8 @@ impl Plan {
     /// Bytes in and out of the device, per stage.
     fn transfers(&self, out: &mut String, axis: &Axis) {
         let costs = || self.stages.iter().map(|s| s.cost);
-        let inward = costs().map(|c| c.h2d_bytes + c.source_bytes).max();
-        let outward = costs().map(|c| c.d2h_bytes).max();
+        let inward = costs().map(|c| c.in_bytes()).max();
+        let outward = costs().map(|c| c.out_bytes()).max();
         let (inward, outward) = (inward.unwrap_or(0), outward.unwrap_or(0));
         if inward + outward == 0 {
             return;
@@ -223,10 +232,17 @@ impl Plan {
         let scale = (HIGH - 30.0) / (inward + outward) as f64;
         let zero = 15.0 + inward as f64 * scale;
         out.push_str(
-            "<h2>Transfers</h2><p>What each stage moves: in from images and host memory above the \
-             line, out to host memory below it.</p><p class=\"legend\"><i class=\"image\"></i>from \
-             images <i class=\"h2d\"></i>from the host <i class=\"d2h\"></i>to the host</p>",
+            "<h2>Transfers</h2><p>What each stage moves: in from images, host memory and disk above \
+             the line, out to host memory and disk below it.</p><p class=\"legend\">\
+             <i class=\"image\"></i>from images <i class=\"h2d\"></i>from the host \
+             <i class=\"d2h\"></i>to the host",
         );
+        if self.budget.disk_bytes > 0 {
+            out.push_str(
+                " <i class=\"disk-read\"></i>from disk <i class=\"disk-write\"></i>to disk",
+            );
+        }
+        out.push_str("</p>");
         let _ = write!(
             out,
             "<svg viewBox=\"0 0 {WIDE} {}\" role=\"img\">",
@@ -243,7 +259,11 @@ impl Plan {
                          height=\"{:.2}\" data-name=\"stage {s}\" data-what=\"{what}\" \
                          data-bytes=\"{bytes}\"/>",
                         from + 0.1 * (to - from),
-                        if kind == "d2h" { base } else { base - high },
+                        if matches!(kind, "d2h" | "disk-write") {
+                            base
+                        } else {
+                            base - high
+                        },
                         0.8 * (to - from),
                         high.max(0.2)
                     );
@@ -251,8 +271,15 @@ impl Plan {
                 bytes as f64 * scale
             };
             let host = bar("h2d", "from the host", cost.h2d_bytes, zero);
-            bar("image", "from images", cost.source_bytes, zero - host);
-            bar("d2h", "to the host", cost.d2h_bytes, zero);
+            let disk = bar("disk-read", "from disk", cost.disk_read_bytes, zero - host);
+            bar(
+                "image",
+                "from images",
+                cost.source_bytes,
+                zero - host - disk,
+            );
+            let host = bar("d2h", "to the host", cost.d2h_bytes, zero);
+            bar("disk-write", "to disk", cost.disk_write_bytes, zero + host);
         }
         let _ = write!(
             out,
@@ -272,7 +299,7 @@ impl Plan {
         if !comparison.strategies.is_empty() {
             out.push_str(
                 "<h2>Other strategies at these caps</h2><table><tr><th>strategy</th><th class=\"n\">time</th>\
-                 <th class=\"n\">peak</th><th class=\"n\">work</th><th class=\"n\">to and from the host</th></tr>",
+                 <th class=\"n\">peak</th><th class=\"n\">work</th><th class=\"n\">to and from host and disk</th></tr>",
             );
             for line in &comparison.strategies {
                 let _ = match &line.outcome {
@@ -284,7 +311,9 @@ impl Plan {
                         secs(p.secs),
                         ByteSize(p.peak_bytes),
                         p.flops / p.flops_once.max(1.0),
-                        ByteSize(p.h2d_bytes + p.d2h_bytes)
+                        ByteSize(
+                            p.h2d_bytes + p.d2h_bytes + p.disk_read_bytes + p.disk_write_bytes
+                        )
                     ),
                     Err(why) => write!(
                         out,
@@ -329,8 +358,8 @@ impl Plan {
                 s.nodes,
                 s.recomputes,
                 secs(s.cost.secs),
-                ByteSize(s.cost.h2d_bytes + s.cost.source_bytes),
-                ByteSize(s.cost.d2h_bytes),
+                ByteSize(s.cost.in_bytes()),
+                ByteSize(s.cost.out_bytes()),
                 ByteSize(s.cost.high_water_bytes),
                 escape(&s.why)
             );

@@ -42,6 +42,8 @@ pub struct Explained {
     pub device_bytes: u64,
     /// Host cap in bytes.
     pub host_bytes: u64,
+    /// Disk cap in bytes.
+    pub disk_bytes: u64,
     /// What it promises.
     pub predicted: crate::plan::Predicted,
     /// Relative distance to the best bound of the placement model.
@@ -80,6 +82,7 @@ pub fn explain_stage(plan: &Plan, index: usize, done: &[bool]) -> ExplainedStage
     let place = |home: &Home| match home {
         Home::Device(_) => "device",
         Home::Host(_) => "host",
+        Home::Disk(_) => "disk",
         Home::Source => "source",
     };
     let mut makes = Vec::new();
@@ -154,6 +157,7 @@ impl Plan {
             machine: self.machine.clone(),
             device_bytes: self.budget.device_bytes,
             host_bytes: self.budget.host_bytes,
+            disk_bytes: self.budget.disk_bytes,
             predicted: self.predicted,
             gap: self.gap,
             stages,

@@ -27,7 +27,7 @@ pub struct Link {
     pub from: Option<usize>,
     /// Stage that reads it.
     pub to: usize,
-    /// Where it lies: device, host or source.
+    /// Where it lies: device, host, disk or source.
     pub place: &'static str,
     /// Its size in bytes, whole.
     pub bytes: u64,
@@ -51,6 +51,8 @@ pub struct Picture {
     pub live_bytes: Vec<u64>,
     /// Bytes in host memory in each stage.
     pub host_bytes: Vec<u64>,
+    /// Bytes in the spill file in each stage.
+    pub disk_bytes: Vec<u64>,
 }
 
 impl Plan {
@@ -78,18 +80,25 @@ impl Plan {
         });
         Picture {
             live_bytes: self.live_bytes(&stage_ticks, tick),
-            host_bytes: (0..self.stages.len() as u32)
-                .map(|s| {
-                    let live = self.host.iter().filter(|h| h.live.0 <= s && s <= h.live.1);
-                    live.map(|h| h.bytes).sum()
-                })
-                .collect(),
+            host_bytes: self.bytes_by_stage(self.host.iter().map(|h| (h.bytes, h.live))),
+            disk_bytes: self.bytes_by_stage(self.disk.iter().map(|d| (d.bytes, d.live))),
             buffers: buffers.collect(),
             links: self.links(),
             stage_secs,
             stage_ticks,
             n_ticks: tick + 1,
         }
+    }
+
+    /// Sum of the bytes that are live in each stage.
+    fn bytes_by_stage(&self, tensors: impl Iterator<Item = (u64, (u32, u32))> + Clone) -> Vec<u64> {
+        let in_stage = |s: u32| {
+            let live = tensors
+                .clone()
+                .filter(|(_, (from, to))| *from <= s && s <= *to);
+            live.map(|(bytes, _)| bytes).sum()
+        };
+        (0..self.stages.len() as u32).map(in_stage).collect()
     }
 
     /// Largest sum of live buffers within each stage.
@@ -135,6 +144,7 @@ impl Plan {
                     place: match home {
                         Home::Device(_) => "device",
                         Home::Host(_) => "host",
+                        Home::Disk(_) => "disk",
                         Home::Source => "source",
                     },
                     bytes: node.ty.bytes(),

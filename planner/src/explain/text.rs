@@ -32,13 +32,27 @@ impl Plan {
             size(p.host_peak_bytes),
             size(self.budget.host_bytes)
         );
-        let _ = writeln!(
+        // Of a disk only those who have allowed one want to read.
+        let has_disk = self.budget.disk_bytes > 0;
+        if has_disk {
+            let _ = writeln!(
+                out,
+                "disk      {} predicted of {} allowed",
+                size(p.disk_peak_bytes),
+                size(self.budget.disk_bytes)
+            );
+        }
+        let _ = write!(
             out,
-            "traffic   {} to the device, {} to the host, {} read from images",
+            "traffic   {} to the device, {} to the host, ",
             size(p.h2d_bytes),
-            size(p.d2h_bytes),
-            size(p.source_bytes)
+            size(p.d2h_bytes)
         );
+        if has_disk {
+            let (read, written) = (size(p.disk_read_bytes), size(p.disk_write_bytes));
+            let _ = write!(out, "{read} from disk, {written} to disk, ");
+        }
+        let _ = writeln!(out, "{} read from images", size(p.source_bytes));
         let _ = writeln!(
             out,
             "work      {:.3} TFLOP, {:.2} x that of computing everything once; about {:.1} s",
@@ -84,8 +98,8 @@ impl Plan {
                 "  cost    {:.3} s, {:.3} TFLOP, in {}, out {}, arena up to {}",
                 s.cost.secs,
                 s.cost.flops / 1e12,
-                ByteSize(s.cost.h2d_bytes + s.cost.source_bytes),
-                ByteSize(s.cost.d2h_bytes),
+                ByteSize(s.cost.in_bytes()),
+                ByteSize(s.cost.out_bytes()),
                 ByteSize(s.cost.high_water_bytes)
             );
         }

@@ -1,7 +1,7 @@
 //! The predicted timeline as a trace: what Perfetto and chrome://tracing open.
 //!
 //! Time is in predicted microseconds. One track has the stages, two have what they
-//! copy in and out, and three counters follow the arena and the host. Tiles are not
+//! copy in and out, and counters follow the arena, the host and the disk. Tiles are not
 //! spelled out, so a step of thousands of tiles stays a small file.
 
 use serde_json::{Value, json};
@@ -16,8 +16,8 @@ impl Plan {
         let mut events = vec![
             json!({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "predicted step"}}),
             name(1, "stages"),
-            name(2, "in: from the host and images"),
-            name(3, "out: to the host"),
+            name(2, "in: from the host, the disk and images"),
+            name(3, "out: to the host and the disk"),
         ];
         let micros = |secs: f64| 1e6 * secs;
         let cap = self.budget.device_bytes;
@@ -31,24 +31,24 @@ impl Plan {
                 "why": s.why, "flops": s.cost.flops, "secs": s.cost.secs,
             });
             events.push(event(1, title, details));
-            let inward = s.cost.h2d_bytes + s.cost.source_bytes;
+            let inward = s.cost.in_bytes();
             if inward > 0 {
-                let args =
-                    json!({"from_host": s.cost.h2d_bytes, "from_images": s.cost.source_bytes});
+                let args = json!({
+                    "from_host": s.cost.h2d_bytes, "from_disk": s.cost.disk_read_bytes,
+                    "from_images": s.cost.source_bytes,
+                });
                 events.push(event(2, crate::ByteSize(inward).to_string(), args));
             }
-            if s.cost.d2h_bytes > 0 {
-                let args = json!({"to_host": s.cost.d2h_bytes});
-                events.push(event(
-                    3,
-                    crate::ByteSize(s.cost.d2h_bytes).to_string(),
-                    args,
-                ));
+            let outward = s.cost.out_bytes();
+            if outward > 0 {
+                let args = json!({"to_host": s.cost.d2h_bytes, "to_disk": s.cost.disk_write_bytes});
+                events.push(event(3, crate::ByteSize(outward).to_string(), args));
             }
             let counter = |name: &str, bytes: u64| json!({"ph": "C", "pid": 1, "name": name, "ts": ts, "args": {"bytes": bytes}});
             events.push(counter("arena high-water", s.cost.high_water_bytes));
             events.push(counter("arena allowed", cap));
             events.push(counter("host memory", picture.host_bytes[s.index]));
+            events.push(counter("disk", picture.disk_bytes[s.index]));
         }
         json!({"displayTimeUnit": "ms", "traceEvents": events})
     }

@@ -14,6 +14,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use crate::error::PlanError;
+use crate::plan::Tier;
 
 pub use family::{ConvClass, ConvRole, Family, Kernel, Unit};
 pub use rates::{RateTable, SizeRates};
@@ -185,6 +186,25 @@ impl Machine {
             flat_bytes: bytes,
             is_by_points: family.unit() == Unit::Flops,
             launch_secs: self.launch_secs,
+        }
+    }
+
+    /// Seconds of copying `bytes` from beyond the device to it. From disk they
+    /// come by way of the host.
+    pub fn fetch_secs(&self, from: Tier, bytes: u64) -> f64 {
+        let bytes = bytes as f64;
+        match from {
+            Tier::Host => bytes / self.h2d_bytes_per_sec,
+            Tier::Disk => bytes / self.h2d_bytes_per_sec + bytes / self.disk_read_bytes_per_sec,
+        }
+    }
+
+    /// Seconds of copying `bytes` from the device to beyond it.
+    pub fn store_secs(&self, to: Tier, bytes: u64) -> f64 {
+        let bytes = bytes as f64;
+        match to {
+            Tier::Host => bytes / self.d2h_bytes_per_sec,
+            Tier::Disk => bytes / self.d2h_bytes_per_sec + bytes / self.disk_write_bytes_per_sec,
         }
     }
 

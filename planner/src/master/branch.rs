@@ -5,8 +5,9 @@
 //! of that is taken: where the mixed scratch, or the part of a map, is worth
 //! most at the present price of memory.
 
+use crate::plan::Tier;
 use crate::program::NodeIx;
-use crate::solve::Relaxed;
+use crate::solve::{Relaxed, Var};
 
 use super::rows::Master;
 
@@ -22,10 +23,10 @@ pub enum Branch {
         /// Whether more.
         more: bool,
     },
-    /// A map is on the device, or a copy of it on the host, until a use, or not.
+    /// A map is on the device, or a copy of it on a tier beyond, until a use, or not.
     Kept {
-        /// Whether the host is meant.
-        host: bool,
+        /// The tier; none is the device.
+        tier: Option<Tier>,
         /// The map.
         map: NodeIx,
         /// Which of its uses.
@@ -46,8 +47,9 @@ impl Master<'_> {
             let most = if map.on_device { 1.0 } else { 0.0 };
             for used in &map.uses {
                 self.model.restrict(used.device, 0.0, most);
-                let most = if map.on_host { 1.0 } else { 0.0 };
-                self.model.restrict(used.host, 0.0, most);
+                for home in used.beyond.into_iter().flatten() {
+                    self.model.restrict(home, 0.0, 1.0);
+                }
             }
         }
         for decision in decisions {
@@ -63,13 +65,14 @@ impl Master<'_> {
                     }
                 }
                 Branch::Kept {
-                    host,
+                    tier,
                     map,
                     at,
                     kept,
                 } => {
                     let used = &self.maps[&map].uses[at];
-                    let home = if host { used.host } else { used.device };
+                    let home = tier.map_or(Some(used.device), |t| used.beyond[t.ix()]);
+                    let Some(home) = home else { continue };
                     let value = if kept { 1.0 } else { 0.0 };
                     self.model.restrict(home, value, value);
                 }
@@ -117,24 +120,27 @@ impl Master<'_> {
             });
             offer(spread[segment] / self.unit * worth, halves);
         }
-        let host_worth = self.host_worth(relaxed);
+        let beyond = Tier::ALL.map(|tier| self.beyond_worth(tier, relaxed));
         for (&map, rows) in &self.maps {
             let mut from = rows.made;
             for (at, used) in rows.uses.iter().enumerate() {
                 let span = from.min(used.segment)..=used.segment;
-                for (host, worth, unit, home) in [
-                    (false, &worth, self.unit, used.device),
-                    (true, &host_worth, self.host_unit(), used.host),
-                ] {
+                let mut split = |tier: Option<Tier>, home: Var, worth: &[f64], unit: f64| {
                     let share = relaxed.value_of(home);
                     let worth: f64 = worth[span.clone()].iter().sum();
                     let halves = [true, false].map(|kept| Branch::Kept {
-                        host,
+                        tier,
                         map,
                         at,
                         kept,
                     });
                     offer(share.min(1.0 - share) * rows.bytes / unit * worth, halves);
+                };
+                split(None, used.device, &worth, self.unit);
+                for tier in Tier::ALL {
+                    if let Some(home) = used.beyond[tier.ix()] {
+                        split(Some(tier), home, &beyond[tier.ix()], self.tier_unit(tier));
+                    }
                 }
                 from = used.segment + 1;
             }

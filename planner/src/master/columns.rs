@@ -1,12 +1,14 @@
 //! Candidates as columns: adding them, and pricing those that are not there.
 //!
 //! A candidate has a column `x` and, for every stored map that it may find on
-//! the device or not, a column `r ≤ x`. Its *reduced cost* at given duals is
-//! that of `x` plus that of every `r` that is worth setting; a path's is the sum
+//! the device or not, a column `r`; where it may read the map from disk, a column
+//! `q`; `r + q ≤ x`. Its *reduced cost* at given duals is that of `x` plus, for
+//! every map, that of the one of `r` and `q` that is worth setting; a path's is the sum
 //! over its candidates, and no placement costs less than the relaxation's value
 //! plus the cheapest path's.
 
 use crate::candidates::Touch;
+use crate::plan::Tier;
 use crate::solve::{Relaxed, Row};
 
 use super::rows::Master;
@@ -15,9 +17,12 @@ use super::rows::Master;
 pub(super) struct Columns {
     cost: f64,
     terms: Vec<(Row, f64)>,
-    /// One for each map that may be found on the device: cost and terms.
-    finds: Vec<(f64, Vec<(Row, f64)>)>,
+    /// For each map, where else than on the host it may be found.
+    finds: Vec<Vec<Find>>,
 }
+
+/// What finding a map elsewhere changes: cost and terms.
+type Find = (f64, Vec<(Row, f64)>);
 
 impl Master<'_> {
     /// Whether a candidate has a column.
@@ -37,20 +42,24 @@ impl Master<'_> {
         for &(row, factor) in &columns.terms {
             self.model.extend(row, x, factor);
         }
-        for (cost, terms) in &columns.finds {
-            let r = self.model.real(0.0, f64::INFINITY, *cost);
-            for &(row, factor) in terms {
-                self.model.extend(row, r, factor);
+        for finds in &columns.finds {
+            let mut at_most_one = vec![(x, 1.0)];
+            for (cost, terms) in finds {
+                let r = self.model.real(0.0, f64::INFINITY, *cost);
+                for &(row, factor) in terms {
+                    self.model.extend(row, r, factor);
+                }
+                at_most_one.push((r, -1.0));
             }
-            self.model.at_least(vec![(x, 1.0), (r, -1.0)], 0.0);
+            self.model.at_least(at_most_one, 0.0);
         }
         self.runs[c] = Some(x);
     }
 
-    /// Seconds of reading a map from the host, in units of the objective.
-    fn h2d(&self, t: &Touch) -> f64 {
+    /// Seconds of reading a map from a tier, in units of the objective.
+    fn read_cost(&self, tier: Tier, t: &Touch) -> f64 {
         if t.reads {
-            t.copy_bytes as f64 / self.p.machine.h2d_bytes_per_sec / self.tick
+            self.p.machine.fetch_secs(tier, t.copy_bytes) / self.tick
         } else {
             0.0
         }
@@ -59,7 +68,8 @@ impl Master<'_> {
     /// What a candidate's columns are, once all rows are there.
     pub(super) fn columns_of(&self, c: usize) -> Columns {
         let c = &self.p.candidates[c];
-        let mut cost = c.secs / self.tick + c.touches.iter().map(|t| self.h2d(t)).sum::<f64>();
+        let reads = c.touches.iter().map(|t| self.read_cost(Tier::Host, t));
+        let mut cost = c.secs / self.tick + reads.sum::<f64>();
         let mut terms = vec![(self.flow[c.from], 1.0)];
         if let Some(&next) = self.flow.get(c.to) {
             terms.push((next, -1.0));
@@ -72,16 +82,25 @@ impl Master<'_> {
             let Some(map) = self.maps.get(&t.node) else {
                 continue;
             };
-            if let (false, Some(stored)) = (t.reads, map.stored) {
-                terms.extend(stored.map(|row| (row, -1.0)));
+            if !t.reads {
+                terms.extend(map.stored.iter().map(|&row| (row, -1.0)));
             }
             let uses = map.used_in(c.from, c.to);
             let supply = |factor: f64| uses.iter().map(move |u| (u.supply, factor));
             let residency = uses.iter().map(|u| (u.residency, 1.0));
+            let host_cost = self.read_cost(Tier::Host, t);
+            let spilled: Option<Vec<(Row, f64)>> = (uses.iter())
+                .map(|u| u.spilled.map(|row| (row, 1.0)))
+                .collect();
+            let from_disk = spilled.filter(|_| t.reads).map(|mut q| {
+                q.extend(supply(-1.0));
+                (self.read_cost(Tier::Disk, t) - host_cost, q)
+            });
             if !map.on_device {
                 if t.reads {
                     terms.extend(supply(1.0));
                 }
+                finds.extend(from_disk.map(|q| vec![q]));
                 continue;
             }
             let mut found = vec![-(t.credit_bytes as f64) / self.unit; c.to - c.from];
@@ -91,9 +110,9 @@ impl Master<'_> {
                     *f += map.bytes / self.unit;
                 }
             }
-            if t.reads && !map.on_host {
+            if t.reads && !map.may_leave {
                 // It can only be found there.
-                cost -= self.h2d(t);
+                cost -= host_cost;
                 terms.extend(residency);
                 for (h, f) in held.iter_mut().zip(found) {
                     *h += f;
@@ -107,7 +126,7 @@ impl Master<'_> {
             }
             let rows = self.device[c.from..c.to].iter().copied().zip(found);
             r.extend(rows.filter(|(_, f)| *f != 0.0));
-            finds.push((-self.h2d(t), r));
+            finds.push([(-host_cost, r)].into_iter().chain(from_disk).collect());
         }
         let rows = self.device[c.from..c.to].iter().copied().zip(held);
         terms.extend(rows.filter(|(_, h)| *h != 0.0));
@@ -123,10 +142,10 @@ impl Master<'_> {
                 .map(|&(row, factor)| relaxed.dual(row) * factor)
                 .sum::<f64>()
         };
-        let finds = columns
-            .finds
-            .iter()
-            .map(|(cost, t)| priced(*cost, t).min(0.0));
+        let finds = columns.finds.iter().map(|finds| {
+            let each = finds.iter().map(|(cost, t)| priced(*cost, t));
+            each.fold(0.0, f64::min)
+        });
         priced(columns.cost, &columns.terms) + finds.sum::<f64>()
     }
 

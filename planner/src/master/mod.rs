@@ -1,21 +1,22 @@
 //! The placement as one integer program: its bound, and what it can improve.
 //!
 //! `x[c]` says that candidate `c` runs; the chosen ones form a path through the
-//! segments. A stored map `t` has `D[t,u]` and `H[t,u]`, indexed only at its
-//! uses `u`: it is on the device until then, and its copy on the host is needed
-//! until then; both fall in `u`. `r[c,t] ≤ x[c]` says that `c` finds `t` on the
-//! device; otherwise it keeps a window of `t`, and a read copies from the host.
-//! Candidates that cover one segment exclude each other, so rows are summed
+//! segments. A stored map `t` has `D[t,u]`, `H[t,u]` and `S[t,u]`, indexed only at
+//! its uses `u`: it is on the device until then, and its copy on the host, or on
+//! disk, is needed until then; all fall in `u`. `r[c,t]` says that `c` finds `t` on
+//! the device; otherwise it keeps a window of `t`, and a read copies from the host,
+//! or if `q[c,t]` from disk; `r[c,t] + q[c,t] ≤ x[c]`. Candidates that cover one segment exclude each other, so rows are summed
 //! over them, which makes the relaxation tight:
 //!
-//! - residency: `Σ_c r[c,t] ≤ D[t,u]`; supply: `Σ_c (x[c] − r[c,t]) ≤ H[t,u]`
-//!   over the candidates that cover `u` and touch `t`: what is there until a
-//!   later use is there until this one;
+//! - residency: `Σ_c r[c,t] ≤ D[t,u]` and `Σ_c q[c,t] ≤ S[t,u]`; supply:
+//!   `Σ_c (x[c] − r[c,t] − q[c,t]) ≤ H[t,u]` over the candidates that cover `u` and
+//!   touch `t`: what is there until a later use is there until this one;
 //! - device memory, per segment: `Σ size·D + Σ scratch·x − Σ credit·r ≤ M`;
 //!   exactly one candidate covers a segment, so no big-M;
-//! - host memory, per segment: `Σ size·H ≤ host`.
+//! - host memory and disk, per segment: `Σ size·H ≤ host`, `Σ size·S ≤ disk`.
 //!
-//! Where only one home is allowed `r` is `x` or 0 and needs no column.
+//! Where only one home is allowed `r` is `x` or 0 and needs no column; without a
+//! disk there is no `S` and no `q`.
 //!
 //! **Columns come as needed.** Rows exist for all candidates from the start,
 //! columns only for those that matter: the relaxation is solved over a few, its

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::place::{Problem, fixed_bytes};
+use crate::plan::Tier;
 use crate::program::NodeIx;
 use crate::search::Prices;
 use crate::solve::{Model, Relaxed, Row, Var};
@@ -15,12 +16,37 @@ pub struct Use {
     pub segment: usize,
     /// Whether it is on the device until then.
     pub device: Var,
-    /// Whether its copy on the host is needed until then.
-    pub host: Var,
+    /// Whether its copy on a tier beyond is needed until then, where it may be;
+    /// by [`Tier::ix`].
+    pub beyond: [Option<Var>; Tier::COUNT],
     /// `Σ r ≤ D`: who finds it on the device.
     pub residency: Row,
-    /// `Σ (x − r) ≤ H`: who reads it from the host.
+    /// `Σ (x − r − q) ≤ H`: who reads it from the host.
     pub supply: Row,
+    /// `Σ q ≤ S`: who reads it from disk, if it may be there.
+    pub spilled: Option<Row>,
+}
+
+/// Columns of one use of a stored map: whether it is there until then.
+#[derive(Clone, Copy)]
+struct Homes {
+    segment: usize,
+    device: Var,
+    host: Var,
+    disk: Option<Var>,
+}
+
+impl Homes {
+    fn all(self) -> impl Iterator<Item = Var> {
+        [self.device, self.host].into_iter().chain(self.disk)
+    }
+
+    fn of(self, tier: Tier) -> Option<Var> {
+        match tier {
+            Tier::Host => Some(self.host),
+            Tier::Disk => self.disk,
+        }
+    }
 }
 
 /// A map that some candidate reads, or that is an output.
@@ -31,12 +57,13 @@ pub struct MapRows {
     pub made: usize,
     /// Whether it may be stored on the device.
     pub on_device: bool,
-    /// Whether it may be stored on the host.
-    pub on_host: bool,
+    /// Whether it may be stored on the host or on disk.
+    pub may_leave: bool,
     /// Uses by segment.
     pub uses: Vec<Use>,
-    /// `D ≤ Σ x` and `H ≤ Σ x` over who stores it, where not all who compute it do.
-    pub stored: Option<[Row; 2]>,
+    /// `D ≤ Σ x`, `H ≤ Σ x` and `S ≤ Σ x` over who stores it, where not all who
+    /// compute it do.
+    pub stored: Vec<Row>,
 }
 
 impl MapRows {
@@ -61,7 +88,8 @@ pub struct Master<'a> {
     pub flow: Vec<Row>,
     /// Device memory per segment.
     pub device: Vec<Row>,
-    host: Vec<Option<Row>>,
+    /// Memory of each tier per segment, where there may be too little.
+    beyond: [Vec<Option<Row>>; Tier::COUNT],
     /// Stored maps.
     pub maps: BTreeMap<NodeIx, MapRows>,
     /// What each candidate's columns are: every pricing asks.
@@ -78,8 +106,8 @@ const NO_PATH: f64 = 1e6;
 /// Least price of a byte throughout, as a share of the step's seconds per byte of
 /// the cap.
 const NEARLY_FREE: f64 = 0.01;
-/// Host memory rows count in hundredths of the host cap.
-const HOST_UNITS: f64 = 100.0;
+/// Memory rows of a tier count in hundredths of its cap.
+const TIER_UNITS: f64 = 100.0;
 
 impl<'a> Master<'a> {
     /// The rows of a problem with a device cap, no candidate in it yet.
@@ -99,7 +127,7 @@ impl<'a> Master<'a> {
             tick: (secs / 1000.0).max(1e-12),
             flow: Vec::new(),
             device: Vec::new(),
-            host: Vec::new(),
+            beyond: [Vec::new(), Vec::new()],
             maps: BTreeMap::new(),
             columns: Vec::new(),
             runs: vec![None; p.candidates.len()],
@@ -147,52 +175,63 @@ impl<'a> Master<'a> {
     }
 
     /// Columns of every stored map, and the rows that tie them to who uses it.
-    fn store(&mut self) -> BTreeMap<NodeIx, Vec<(usize, Var, Var)>> {
+    fn store(&mut self) -> BTreeMap<NodeIx, Vec<Homes>> {
         let mut homes = BTreeMap::new();
         for (t, uses) in self.uses() {
             let bytes = self.p.program.node(t).ty.bytes();
-            let d2h_secs = bytes as f64 / self.p.machine.d2h_bytes_per_sec;
             let on_device = self.p.strategy.may_keep_on_device();
-            let on_host = self.p.strategy.may_offload() && bytes <= self.p.host_bytes;
+            let [on_host, on_disk] = Tier::ALL.map(|tier| self.p.may_store(tier, bytes));
             let most = |allowed: bool| if allowed { 1.0 } else { 0.0 };
-            let vars: Vec<(usize, Var, Var)> = (uses.into_iter().enumerate())
-                .map(|(i, u)| {
-                    let cost = if i == 0 { d2h_secs / self.tick } else { 0.0 };
-                    let d = self.model.real(0.0, most(on_device), 0.0);
-                    let h = self.model.real(0.0, most(on_host), cost);
-                    (u, d, h)
+            let vars: Vec<Homes> = (uses.into_iter().enumerate())
+                .map(|(i, segment)| {
+                    // Who has it anywhere beyond until some use has stored it there.
+                    let cost = |tier| match i {
+                        0 => self.p.machine.store_secs(tier, bytes) / self.tick,
+                        _ => 0.0,
+                    };
+                    let (host, disk) = (cost(Tier::Host), cost(Tier::Disk));
+                    Homes {
+                        segment,
+                        device: self.model.real(0.0, most(on_device), 0.0),
+                        host: self.model.real(0.0, most(on_host), host),
+                        disk: on_disk.then(|| self.model.real(0.0, 1.0, disk)),
+                    }
                 })
                 .collect();
             for pair in vars.windows(2) {
-                for (early, late) in [(pair[0].1, pair[1].1), (pair[0].2, pair[1].2)] {
+                for (early, late) in pair[0].all().zip(pair[1].all()) {
                     self.model.at_least(vec![(early, 1.0), (late, -1.0)], 0.0);
                 }
             }
             if let (true, Some(last)) = (self.p.program.outputs.contains(&t), vars.last()) {
-                self.model.at_least(vec![(last.1, 1.0), (last.2, 1.0)], 1.0);
+                let anywhere = last.all().map(|v| (v, 1.0)).collect();
+                self.model.at_least(anywhere, 1.0);
             }
             let uses = (vars.iter())
-                .map(|&(segment, d, h)| Use {
-                    segment,
-                    device: d,
-                    host: h,
-                    residency: self.model.at_most(vec![(d, -1.0)], 0.0),
-                    supply: self.model.at_most(vec![(h, -1.0)], 0.0),
+                .map(|h| Use {
+                    segment: h.segment,
+                    device: h.device,
+                    beyond: [on_host.then_some(h.host), h.disk],
+                    residency: self.model.at_most(vec![(h.device, -1.0)], 0.0),
+                    supply: self.model.at_most(vec![(h.host, -1.0)], 0.0),
+                    spilled: (h.disk).map(|s| self.model.at_most(vec![(s, -1.0)], 0.0)),
                 })
                 .collect();
             let made = self.p.segments.of[t.ix()].unwrap_or(0);
             let mut makers = (self.p.candidates.iter()).filter(|c| (c.from..c.to).contains(&made));
             let is_sure = makers.all(|c| c.targets.contains(&t));
             let first = vars.first().filter(|_| !is_sure);
-            let stored =
-                first.map(|&(_, d, h)| [d, h].map(|v| self.model.at_most(vec![(v, 1.0)], 0.0)));
+            let stored = (first.into_iter())
+                .flat_map(|h| h.all())
+                .map(|v| self.model.at_most(vec![(v, 1.0)], 0.0))
+                .collect();
             self.maps.insert(
                 t,
                 MapRows {
                     bytes: bytes as f64,
                     made,
                     on_device,
-                    on_host,
+                    may_leave: on_host || on_disk,
                     uses,
                     stored,
                 },
@@ -202,37 +241,42 @@ impl<'a> Master<'a> {
         homes
     }
 
-    /// Device and host rows, one per segment.
-    fn memory(&mut self, device_bytes: u64, homes: &BTreeMap<NodeIx, Vec<(usize, Var, Var)>>) {
+    /// Rows of device memory and of each tier, one per segment.
+    fn memory(&mut self, device_bytes: u64, homes: &BTreeMap<NodeIx, Vec<Homes>>) {
         let fixed = fixed_bytes(self.p);
         let cap = device_bytes as f64 / self.unit;
         for k in 0..self.p.segments.pieces.len() {
-            let (mut device, mut host) = (Vec::new(), Vec::new());
+            let (mut device, mut beyond) = (Vec::new(), [Vec::new(), Vec::new()]);
             for (t, vars) in homes {
                 let map = &self.maps[t];
-                let at = vars.partition_point(|(segment, ..)| *segment < k);
-                if let Some(&(_, d, h)) = vars.get(at).filter(|_| k >= map.made) {
-                    device.push((d, map.bytes / self.unit));
-                    host.push((h, map.bytes));
+                let at = vars.partition_point(|h| h.segment < k);
+                if let Some(&h) = vars.get(at).filter(|_| k >= map.made) {
+                    device.push((h.device, map.bytes / self.unit));
+                    for tier in Tier::ALL {
+                        beyond[tier.ix()].extend(h.of(tier).map(|v| (v, map.bytes)));
+                    }
                 }
             }
             let held = fixed[self.p.segments.pieces[k].level as usize] as f64 / self.unit;
             let row = self.model.at_most(device, cap - held);
             self.device.push(row);
-            let total: f64 = host.iter().map(|(_, size)| size).sum();
-            let row = (total > self.p.host_bytes as f64).then(|| {
-                let cap = self.p.host_bytes.max(1) as f64;
-                let share = |(v, size): (Var, f64)| (v, size / cap * HOST_UNITS);
-                let most = if self.p.host_bytes == 0 {
-                    0.0
-                } else {
-                    HOST_UNITS
-                };
-                self.model
-                    .at_most(host.into_iter().map(share).collect(), most)
-            });
-            self.host.push(row);
+            for (tier, held) in Tier::ALL.into_iter().zip(beyond) {
+                let row = self.tier_row(tier, held);
+                self.beyond[tier.ix()].push(row);
+            }
         }
+    }
+
+    /// A row that keeps a tier within its cap, unless it is anyway.
+    fn tier_row(&mut self, tier: Tier, held: Vec<(Var, f64)>) -> Option<Row> {
+        let cap = self.p.tier_bytes(tier);
+        let total: f64 = held.iter().map(|(_, size)| size).sum();
+        (total > cap as f64).then(|| {
+            let share = |(v, size): (Var, f64)| (v, size / cap.max(1) as f64 * TIER_UNITS);
+            let most = if cap == 0 { 0.0 } else { TIER_UNITS };
+            self.model
+                .at_most(held.into_iter().map(share).collect(), most)
+        })
     }
 
     /// Whether a relaxation found no path at all.
@@ -246,15 +290,15 @@ impl<'a> Master<'a> {
         worth.collect()
     }
 
-    /// Price of each host row, in units of the objective.
-    pub fn host_worth(&self, relaxed: &Relaxed) -> Vec<f64> {
+    /// Price of each row of a tier, in units of the objective.
+    pub fn beyond_worth(&self, tier: Tier, relaxed: &Relaxed) -> Vec<f64> {
         let worth = |row: &Option<Row>| row.map_or(0.0, |r| (-relaxed.dual(r)).max(0.0));
-        self.host.iter().map(worth).collect()
+        self.beyond[tier.ix()].iter().map(worth).collect()
     }
 
-    /// Bytes per unit of host memory rows.
-    pub fn host_unit(&self) -> f64 {
-        self.p.host_bytes.max(1) as f64 / HOST_UNITS
+    /// Bytes per unit of a tier's memory rows.
+    pub fn tier_unit(&self, tier: Tier) -> f64 {
+        self.p.tier_bytes(tier).max(1) as f64 / TIER_UNITS
     }
 
     /// What memory is worth.
@@ -265,10 +309,11 @@ impl<'a> Master<'a> {
         let floor = NEARLY_FREE * whole / self.device.len().max(1) as f64;
         let price = |worth: f64, unit: f64| worth * self.tick / unit;
         let device = self.device_worth(relaxed).into_iter();
-        let host = self.host_worth(relaxed).into_iter();
-        Prices::new(
-            device.map(|w| price(w, self.unit).max(floor)).collect(),
-            host.map(|w| price(w, self.host_unit())).collect(),
-        )
+        let device = device.map(|w| price(w, self.unit).max(floor)).collect();
+        let beyond = Tier::ALL.map(|tier| {
+            let worth = self.beyond_worth(tier, relaxed).into_iter();
+            worth.map(|w| price(w, self.tier_unit(tier))).collect()
+        });
+        Prices::new(device, beyond)
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{FORBIDDEN_SECS, Found, Maker, Prices, Score, Space, Use, Uses};
+use super::{FORBIDDEN_SECS, Found, Maker, Prices, Score, Space, Stay, Use, Uses};
+use crate::plan::Tier;
 
 impl Space<'_> {
     pub(super) fn uses(&self, path: &[usize]) -> Uses {
@@ -56,7 +57,7 @@ impl Space<'_> {
                 uses.of[m].push(Use {
                     from: end,
                     at: end,
-                    copy_secs: 0.0,
+                    copy_secs: [0.0; Tier::COUNT],
                     credit: 0.0,
                 });
             }
@@ -64,186 +65,228 @@ impl Space<'_> {
         uses
     }
 
-    /// Seconds of copies if the first `kept` uses find a map on the device.
-    pub(super) fn home_secs(&self, map: usize, uses: &[Use], kept: usize) -> f64 {
+    /// Seconds of copies of a map that stays so.
+    pub(super) fn home_secs(&self, map: usize, uses: &[Use], stay: Stay) -> f64 {
         let m = &self.maps[map];
-        let allowed = (kept == 0 || m.on_device) && (kept == uses.len() || m.on_host);
+        let leaves = stay.kept < uses.len();
+        let tier = stay.tier.ix();
+        let allowed = (stay.kept == 0 || m.on_device) && (!leaves || m.on_tier[tier]);
         if !allowed {
             return f64::INFINITY;
         }
-        if kept == uses.len() {
+        if !leaves {
             return 0.0;
         }
-        m.d2h_secs + uses[kept..].iter().map(|u| u.copy_secs).sum::<f64>()
+        let reads = uses[stay.kept..].iter().map(|u| u.copy_secs[tier]);
+        m.store_secs[tier] + reads.sum::<f64>()
     }
 
-    /// How many uses find a map on the device where that is cheapest, and the
-    /// cost.
+    /// Where a map stays where that is cheapest, and the cost.
     pub(super) fn cheapest_home(
         &self,
         map: usize,
         uses: &[Use],
         maker: Maker,
         prices: &Prices,
-    ) -> (usize, f64) {
-        if uses.is_empty() {
-            return (0, 0.0);
-        }
+    ) -> (Stay, f64) {
+        let all = Stay {
+            kept: uses.len(),
+            tier: Tier::Host,
+        };
+        let Some(last) = uses.last() else {
+            return (all, 0.0);
+        };
         let bytes = self.maps[map].bytes;
-        let mut best = (uses.len(), f64::INFINITY);
+        let mut best = (all, f64::INFINITY);
         for kept in (0..=uses.len()).rev() {
-            let mut cost = self.home_secs(map, uses, kept);
+            let mut held = 0.0;
             if kept > 0 {
-                cost += bytes * prices.over(maker.from, uses[kept - 1].at + 1)
+                held += bytes * prices.over(maker.from, uses[kept - 1].at + 1)
                     - maker.credit * prices.over(maker.from, maker.to);
                 for u in &uses[..kept] {
-                    cost -= u.credit * prices.over(u.from, u.at + 1);
+                    held -= u.credit * prices.over(u.from, u.at + 1);
                 }
             }
-            if kept < uses.len() {
-                cost += bytes * prices.host_over(maker.from, uses[uses.len() - 1].at + 1);
-            }
-            if cost < best.1 {
-                best = (kept, cost);
+            // Kept to the last use it is in no tier.
+            let n_tiers = if kept < uses.len() {
+                self.tiers.len()
+            } else {
+                1
+            };
+            for &tier in &self.tiers[..n_tiers] {
+                let stay = Stay { kept, tier };
+                let mut cost = self.home_secs(map, uses, stay) + held;
+                if kept < uses.len() {
+                    cost += bytes * prices.beyond_over(tier, maker.from, last.at + 1);
+                }
+                if cost < best.1 {
+                    best = (stay, cost);
+                }
             }
         }
         if best.1.is_finite() && maker.stores {
             best
         } else {
-            // Neither home is allowed: a reader had better compute it.
-            (uses.len(), FORBIDDEN_SECS)
+            // No home is allowed: a reader had better compute it.
+            (all, FORBIDDEN_SECS)
         }
     }
 
-    pub(super) fn priced_homes(&self, uses: &Uses, prices: &Prices) -> Vec<usize> {
+    pub(super) fn priced_homes(&self, uses: &Uses, prices: &Prices) -> Vec<Stay> {
         (0..self.maps.len())
             .map(|m| self.cheapest_home(m, &uses.of[m], uses.maker[m], prices).0)
             .collect()
     }
 
-    /// Device and host bytes per segment.
-    pub(super) fn loads(
-        &self,
-        path: &[usize],
-        uses: &Uses,
-        kept: &[usize],
-    ) -> (Vec<f64>, Vec<f64>) {
-        let mut device = self.held.clone();
-        let mut host = vec![0.0; device.len()];
+    /// Bytes per segment.
+    pub(super) fn loads(&self, path: &[usize], uses: &Uses, stays: &[Stay]) -> Loads {
+        let n = self.held.len();
+        let mut loads = Loads {
+            device: self.held.clone(),
+            beyond: [vec![0.0; n], vec![0.0; n]],
+        };
         for &c in path {
             let candidate = &self.candidates[c];
-            for d in &mut device[candidate.from..candidate.to] {
+            for d in &mut loads.device[candidate.from..candidate.to] {
                 *d += candidate.scratch_bytes as f64;
             }
         }
-        for (m, &kept) in kept.iter().enumerate() {
-            self.load(m, uses, kept, 1.0, &mut device, &mut host);
+        for (m, &stay) in stays.iter().enumerate() {
+            self.load(m, uses, stay, 1.0, &mut loads);
         }
-        (device, host)
+        loads
     }
 
     /// Adds (or with `sign` −1 takes away) what one map's home holds.
-    pub(super) fn load(
-        &self,
-        map: usize,
-        uses: &Uses,
-        kept: usize,
-        sign: f64,
-        device: &mut [f64],
-        host: &mut [f64],
-    ) {
+    fn load(&self, map: usize, uses: &Uses, stay: Stay, sign: f64, loads: &mut Loads) {
         let (list, maker) = (&uses.of[map], uses.maker[map]);
         let bytes = self.maps[map].bytes * sign;
+        let Stay { kept, tier } = stay;
         if kept > 0 {
-            for d in &mut device[maker.from..=list[kept - 1].at] {
+            for d in &mut loads.device[maker.from..=list[kept - 1].at] {
                 *d += bytes;
             }
-            for d in &mut device[maker.from..maker.to] {
+            for d in &mut loads.device[maker.from..maker.to] {
                 *d -= maker.credit * sign;
             }
             for u in &list[..kept] {
-                for d in &mut device[u.from..=u.at] {
+                for d in &mut loads.device[u.from..=u.at] {
                     *d -= u.credit * sign;
                 }
             }
         }
         if kept < list.len() {
-            for h in &mut host[maker.from..=list[list.len() - 1].at] {
-                *h += bytes;
+            for b in &mut loads.beyond[tier.ix()][maker.from..=list[list.len() - 1].at] {
+                *b += bytes;
             }
         }
+    }
+
+    /// Moves a map.
+    fn change(&self, uses: &Uses, stays: &mut [Stay], map: usize, to: Stay, loads: &mut Loads) {
+        self.load(map, uses, stays[map], -1.0, loads);
+        stays[map] = to;
+        self.load(map, uses, to, 1.0, loads);
     }
 
     /// The best homes found for the maps of a path, and what it is worth.
     pub(super) fn judge(&self, path: &[usize], prices: &Prices, cap: f64) -> Found {
         let uses = self.uses(path);
-        let mut kept = self.priced_homes(&uses, prices);
-        let (mut device, mut host) = self.loads(path, &uses, &kept);
-        let mut change = |kept: &mut [usize], m: usize, to: usize, d: &mut [f64], h: &mut [f64]| {
-            self.load(m, &uses, kept[m], -1.0, d, h);
-            kept[m] = to;
-            self.load(m, &uses, to, 1.0, d, h);
-        };
-        self.relieve_host(&uses, &mut kept, &mut device, &mut host, &mut change);
-        self.relieve_device(&uses, cap, &mut kept, &mut device, &mut host, &mut change);
+        let mut stays = self.priced_homes(&uses, prices);
+        let mut loads = self.loads(path, &uses, &stays);
+        for &tier in &self.tiers {
+            self.relieve_tier(tier, &uses, &mut stays, &mut loads);
+            self.leave_tier(tier, &uses, &mut stays, &mut loads);
+        }
+        self.relieve_device(&uses, cap, &mut stays, &mut loads);
         // Keep on the device what still fits, the most useful bytes first.
+        for m in self.dearest(&uses, &stays, |m| self.maps[m].on_device) {
+            for kept in (stays[m].kept + 1..=uses.of[m].len()).rev() {
+                let was = stays[m];
+                let to = Stay { kept, ..was };
+                self.change(&uses, &mut stays, m, to, &mut loads);
+                let span = uses.maker[m].from..=uses.of[m][kept - 1].at;
+                if loads.device[span].iter().all(|d| *d <= cap) {
+                    break;
+                }
+                self.change(&uses, &mut stays, m, was, &mut loads);
+            }
+        }
+        // And on the host what still fits there.
+        let on_disk =
+            |m: usize| stays[m].tier == Tier::Disk && self.maps[m].on_tier[Tier::Host.ix()];
+        for m in self.dearest(&uses, &stays, on_disk) {
+            if self.has_room(Tier::Host, m, &uses, &loads) {
+                let to = Stay {
+                    tier: Tier::Host,
+                    ..stays[m]
+                };
+                self.change(&uses, &mut stays, m, to, &mut loads);
+            }
+        }
+        self.found(path, &uses, &stays, cap)
+    }
+
+    /// Maps that leave the device and satisfy `which`, those first whose copies take
+    /// most seconds per byte and segment.
+    fn dearest(&self, uses: &Uses, stays: &[Stay], which: impl Fn(usize) -> bool) -> Vec<usize> {
         let mut gains: Vec<(f64, usize)> = Vec::new();
-        for (m, &k) in kept.iter().enumerate() {
+        for (m, &stay) in stays.iter().enumerate() {
             let list = &uses.of[m];
-            if k < list.len() && self.maps[m].on_device {
+            if stay.kept < list.len() && which(m) {
                 let span = (list[list.len() - 1].at + 1 - uses.maker[m].from) as f64;
-                let secs = self.home_secs(m, list, k) / (self.maps[m].bytes * span).max(1.0);
+                let secs = self.home_secs(m, list, stay) / (self.maps[m].bytes * span).max(1.0);
                 gains.push((secs, m));
             }
         }
         gains.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        for (_, m) in gains {
-            for to in (kept[m] + 1..=uses.of[m].len()).rev() {
-                let was = kept[m];
-                change(&mut kept, m, to, &mut device, &mut host);
-                let span = uses.maker[m].from..=uses.of[m][to - 1].at;
-                if device[span].iter().all(|d| *d <= cap) {
-                    break;
-                }
-                change(&mut kept, m, was, &mut device, &mut host);
-            }
-        }
-        self.found(path, &uses, &kept, cap)
+        gains.into_iter().map(|(_, m)| m).collect()
+    }
+
+    /// Whether a tier that does not hold a map has room for it.
+    fn has_room(&self, tier: Tier, map: usize, uses: &Uses, loads: &Loads) -> bool {
+        let Some(last) = uses.of[map].last() else {
+            return true;
+        };
+        let room = self.tier_bytes[tier.ix()] - self.maps[map].bytes;
+        let span = uses.maker[map].from..=last.at;
+        loads.beyond[tier.ix()][span].iter().all(|b| *b <= room)
     }
 
     /// A path with the given homes, scored.
-    pub(super) fn found(&self, path: &[usize], uses: &Uses, kept: &[usize], cap: f64) -> Found {
-        let (device, host) = self.loads(path, uses, kept);
+    pub(super) fn found(&self, path: &[usize], uses: &Uses, stays: &[Stay], cap: f64) -> Found {
+        let loads = self.loads(path, uses, stays);
         let mut secs: f64 = path.iter().map(|&c| self.candidates[c].secs).sum();
         let mut homes = BTreeMap::new();
         for (m, map) in self.maps.iter().enumerate() {
-            let list = &uses.of[m];
+            let (list, stay) = (&uses.of[m], stays[m]);
             if list.is_empty() {
                 continue;
             }
-            let copies = self.home_secs(m, list, kept[m]);
+            let copies = self.home_secs(m, list, stay);
             secs += if copies.is_finite() { copies } else { 0.0 };
-            let until = kept[m].checked_sub(1).map(|last| list[last].at);
-            homes.insert(map.node, (until, kept[m] < list.len()));
+            let until = stay.kept.checked_sub(1).map(|last| list[last].at);
+            let beyond = (stay.kept < list.len()).then_some(stay.tier);
+            homes.insert(map.node, (until, beyond));
         }
         let over = |used: &f64| (used - cap).max(0.0) / cap.max(1.0);
-        let device_over: f64 = device.iter().map(|d| over(d).powi(8)).sum();
+        let device_over: f64 = loads.device.iter().map(|d| over(d).powi(8)).sum();
         let forbidden = (0..self.maps.len())
             .filter(|&m| {
                 let is_made = uses.of[m].is_empty() || uses.maker[m].stores;
-                !is_made || !self.home_secs(m, &uses.of[m], kept[m]).is_finite()
+                !is_made || !self.home_secs(m, &uses.of[m], stays[m]).is_finite()
             })
             .map(|m| self.maps[m].bytes);
-        let host_over = host
-            .iter()
-            .map(|h| (h - self.host_bytes).max(0.0))
+        let beyond = loads.beyond.iter().zip(self.tier_bytes);
+        let beyond_over = beyond
+            .map(|(load, cap)| load.iter().map(|b| (b - cap).max(0.0)).sum::<f64>())
             .sum::<f64>()
             + forbidden.sum::<f64>();
         Found {
             path: path.to_vec(),
             homes,
             score: Score {
-                host_over,
+                beyond_over,
                 device_over,
                 secs,
             },
@@ -259,7 +302,17 @@ impl Space<'_> {
         let free = Prices::flat(self.held.len(), 0.0);
         let path = self.cheapest(&free, None)?;
         let uses = self.uses(&path);
-        let mut kept: Vec<usize> = uses.of.iter().map(Vec::len).collect();
+        // Where it can, to the host.
+        let mut stays: Vec<Stay> = (self.maps.iter().zip(&uses.of))
+            .map(|(map, list)| Stay {
+                kept: list.len(),
+                tier: if map.on_tier[Tier::Host.ix()] || !map.may_leave() {
+                    Tier::Host
+                } else {
+                    Tier::Disk
+                },
+            })
+            .collect();
         // Maps on the device, the one used longest ago first.
         let mut resident: Vec<usize> = Vec::new();
         for &c in &path {
@@ -281,99 +334,146 @@ impl Space<'_> {
                     .iter()
                     .filter(|a| resident.contains(&a.map));
                 used -= there.map(|a| a.credit).sum::<f64>();
-                let oldest = resident.iter().position(|&m| self.maps[m].on_host);
+                let oldest = resident.iter().position(|&m| self.maps[m].may_leave());
                 match oldest.filter(|_| used > cap) {
                     Some(oldest) => {
                         let m = resident.remove(oldest);
-                        kept[m] = past(m);
+                        stays[m].kept = past(m);
                     }
                     None => break,
                 }
             }
             debug_assert!(to > from);
         }
-        Some(self.found(&path, &uses, &kept, cap))
+        let mut loads = self.loads(&path, &uses, &stays);
+        self.relieve_tier(Tier::Host, &uses, &mut stays, &mut loads);
+        Some(self.found(&path, &uses, &stays, cap))
     }
 
-    /// Moves maps off the host, where more is there than allowed.
-    pub(super) fn relieve_host(
-        &self,
-        uses: &Uses,
-        kept: &mut [usize],
-        device: &mut [f64],
-        host: &mut [f64],
-        change: &mut impl FnMut(&mut [usize], usize, usize, &mut [f64], &mut [f64]),
-    ) {
-        while let Some((at, used)) = largest(host).filter(|(_, used)| *used > self.host_bytes) {
-            let need = used - self.host_bytes;
-            let there = (0..self.maps.len()).filter(|&m| {
-                let list = &uses.of[m];
-                kept[m] < list.len()
-                    && self.maps[m].on_device
-                    && (uses.maker[m].from..=list[list.len() - 1].at).contains(&at)
+    /// Moves maps from a tier to another, where more is there than allowed.
+    fn relieve_tier(&self, tier: Tier, uses: &Uses, stays: &mut [Stay], loads: &mut Loads) {
+        let Some(&other) = self.tiers.iter().find(|t| **t != tier) else {
+            return;
+        };
+        let cap = self.tier_bytes[tier.ix()];
+        loop {
+            let over = largest(&loads.beyond[tier.ix()]).filter(|(_, used)| *used > cap);
+            let Some((at, used)) = over else { break };
+            let movable = self.there(tier, at, uses, stays).filter(|&m| {
+                self.maps[m].on_tier[other.ix()] && self.has_room(other, m, uses, loads)
             });
-            // The one that is on the device for the fewest byte-segments more.
+            // The one whose bytes cost least to have elsewhere.
             let cost = |m: usize| {
+                let moved = Stay {
+                    tier: other,
+                    ..stays[m]
+                };
                 let list = &uses.of[m];
-                let start = kept[m]
-                    .checked_sub(1)
-                    .map_or(uses.maker[m].from, |k| list[k].at);
-                let span = (list[list.len() - 1].at + 1 - start) as f64;
-                span * (self.maps[m].bytes / need).max(1.0)
+                let secs = self.home_secs(m, list, moved) - self.home_secs(m, list, stays[m]);
+                secs / self.maps[m].bytes.min(used - cap).max(1.0)
             };
-            let Some(m) = there.min_by(|&a, &b| cost(a).total_cmp(&cost(b)).then(a.cmp(&b))) else {
+            let Some(m) = movable.min_by(|&a, &b| cost(a).total_cmp(&cost(b)).then(a.cmp(&b)))
+            else {
                 break;
             };
-            change(kept, m, uses.of[m].len(), device, host);
+            let to = Stay {
+                tier: other,
+                ..stays[m]
+            };
+            self.change(uses, stays, m, to, loads);
         }
     }
 
-    /// Moves maps to the host, where the device holds more than `cap`.
-    pub(super) fn relieve_device(
-        &self,
-        uses: &Uses,
-        cap: f64,
-        kept: &mut [usize],
-        device: &mut [f64],
-        host: &mut [f64],
-        change: &mut impl FnMut(&mut [usize], usize, usize, &mut [f64], &mut [f64]),
-    ) {
-        let mut stuck = vec![false; device.len()];
+    /// Moves maps from a tier to the device, where more is there than allowed.
+    fn leave_tier(&self, tier: Tier, uses: &Uses, stays: &mut [Stay], loads: &mut Loads) {
+        let cap = self.tier_bytes[tier.ix()];
         loop {
-            let worst = (device.iter().enumerate())
+            let over = largest(&loads.beyond[tier.ix()]).filter(|(_, used)| *used > cap);
+            let Some((at, used)) = over else { break };
+            let there = self.there(tier, at, uses, stays);
+            // The one that is on the device for the fewest byte-segments more.
+            let cost = |m: usize| {
+                let list = &uses.of[m];
+                let start =
+                    (stays[m].kept.checked_sub(1)).map_or(uses.maker[m].from, |k| list[k].at);
+                let span = (list[list.len() - 1].at + 1 - start) as f64;
+                span * (self.maps[m].bytes / (used - cap)).max(1.0)
+            };
+            let movable = there.filter(|&m| self.maps[m].on_device);
+            let Some(m) = movable.min_by(|&a, &b| cost(a).total_cmp(&cost(b)).then(a.cmp(&b)))
+            else {
+                break;
+            };
+            let to = Stay {
+                kept: uses.of[m].len(),
+                ..stays[m]
+            };
+            self.change(uses, stays, m, to, loads);
+        }
+    }
+
+    /// Maps that a tier holds in a segment.
+    fn there<'u>(
+        &self,
+        tier: Tier,
+        at: usize,
+        uses: &'u Uses,
+        stays: &'u [Stay],
+    ) -> impl Iterator<Item = usize> + 'u {
+        (0..stays.len()).filter(move |&m| {
+            let list = &uses.of[m];
+            stays[m].tier == tier
+                && stays[m].kept < list.len()
+                && (uses.maker[m].from..=list[list.len() - 1].at).contains(&at)
+        })
+    }
+
+    /// Moves maps beyond the device, where that holds more than `cap`.
+    fn relieve_device(&self, uses: &Uses, cap: f64, stays: &mut [Stay], loads: &mut Loads) {
+        let mut stuck = vec![false; loads.device.len()];
+        loop {
+            let worst = (loads.device.iter().enumerate())
                 .filter(|(k, used)| !stuck[*k] && **used > cap)
                 .max_by(|a, b| a.1.total_cmp(b.1));
             let Some((at, &used)) = worst else { break };
             let need = used - cap;
-            let mut best: Option<(f64, usize, usize)> = None;
-            for (m, &k) in kept.iter().enumerate() {
+            let mut best: Option<(f64, usize, Stay)> = None;
+            for (m, &stay) in stays.iter().enumerate() {
                 let list = &uses.of[m];
-                if k == 0 || !self.maps[m].on_host {
+                if stay.kept == 0 || !(uses.maker[m].from..=list[stay.kept - 1].at).contains(&at) {
                     continue;
                 }
-                if !(uses.maker[m].from..=list[k - 1].at).contains(&at) {
-                    continue;
-                }
-                let to = list[..k].partition_point(|u| u.at < at);
-                let on_host_already = k < list.len();
-                let span = uses.maker[m].from..=list[list.len() - 1].at;
-                let room = on_host_already
-                    || (host[span].iter()).all(|h| h + self.maps[m].bytes <= self.host_bytes);
-                if !room {
-                    continue;
-                }
-                let secs = self.home_secs(m, list, to) - self.home_secs(m, list, k);
-                let worth = secs / self.maps[m].bytes.min(need).max(1.0);
-                if secs.is_finite() && best.is_none_or(|b| worth < b.0) {
-                    best = Some((worth, m, to));
+                let kept = list[..stay.kept].partition_point(|u| u.at < at);
+                let is_beyond_already = stay.kept < list.len();
+                for &tier in &self.tiers {
+                    let room = if is_beyond_already {
+                        tier == stay.tier
+                    } else {
+                        self.maps[m].on_tier[tier.ix()] && self.has_room(tier, m, uses, loads)
+                    };
+                    if !room {
+                        continue;
+                    }
+                    let to = Stay { kept, tier };
+                    let secs = self.home_secs(m, list, to) - self.home_secs(m, list, stay);
+                    let worth = secs / self.maps[m].bytes.min(need).max(1.0);
+                    if secs.is_finite() && best.is_none_or(|b| worth < b.0) {
+                        best = Some((worth, m, to));
+                    }
                 }
             }
             match best {
-                Some((_, m, to)) => change(kept, m, to, device, host),
+                Some((_, m, to)) => self.change(uses, stays, m, to, loads),
                 None => stuck[at] = true,
             }
         }
     }
+}
+
+/// Bytes per segment: on the device, and in each tier beyond it.
+pub(super) struct Loads {
+    pub(super) device: Vec<f64>,
+    pub(super) beyond: [Vec<f64>; Tier::COUNT],
 }
 
 /// Position and value of the largest entry.

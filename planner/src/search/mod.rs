@@ -1,7 +1,7 @@
 //! Good placements, by prices and local search.
 //!
 //! A *path* says which candidates run; given a path, each stored map has few
-//! homes: on the device up to one of its uses, on the host from then on. So a
+//! homes: on the device up to one of its uses, on the host or on disk from then on. So a
 //! path is judged exactly and quickly (`Space::judge`), and the search only
 //! has to walk through paths:
 //!
@@ -26,6 +26,7 @@ pub use prices::Prices;
 
 use crate::candidates::Candidate;
 use crate::place::{Problem, fixed_bytes};
+use crate::plan::Tier;
 use crate::program::NodeIx;
 use crate::segment::is_costly;
 use crate::strategy::Strategy;
@@ -54,9 +55,13 @@ const JUDGE_WORK: usize = 4_000_000;
 struct Access {
     map: usize,
     reads: bool,
-    copy_secs: f64,
+    /// Seconds of reading it from each tier.
+    copy_secs: TierSecs,
     credit: f64,
 }
+
+/// Seconds by [`Tier::ix`].
+type TierSecs = [f64; Tier::COUNT];
 
 /// A map that may be stored.
 #[derive(Clone, Debug)]
@@ -65,10 +70,28 @@ struct StoredMap {
     bytes: f64,
     /// Segment that makes it.
     made: usize,
-    d2h_secs: f64,
+    /// Seconds of storing it in each tier.
+    store_secs: TierSecs,
     is_output: bool,
     on_device: bool,
-    on_host: bool,
+    /// Whether it may be stored in each tier.
+    on_tier: [bool; Tier::COUNT],
+}
+
+impl StoredMap {
+    /// Whether it may leave the device at all.
+    fn may_leave(&self) -> bool {
+        self.on_tier.contains(&true)
+    }
+}
+
+/// Where a map of a path lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stay {
+    /// So many of its uses find it on the device.
+    kept: usize,
+    /// The others find it there.
+    tier: Tier,
 }
 
 /// One use of a map on a path.
@@ -77,7 +100,7 @@ struct Use {
     from: usize,
     /// Last segment of the stage that reads it.
     at: usize,
-    copy_secs: f64,
+    copy_secs: TierSecs,
     credit: f64,
 }
 
@@ -104,7 +127,10 @@ pub struct Space<'a> {
     of_level: Vec<Vec<usize>>,
     /// Bytes held whatever is chosen, per segment.
     held: Vec<f64>,
-    host_bytes: f64,
+    /// Tiers that there is any of, the fastest first.
+    tiers: Vec<Tier>,
+    /// Cap of each tier.
+    tier_bytes: [f64; Tier::COUNT],
     is_paged: bool,
     /// Whether each candidate covers whole coarse pieces and reads only maps that
     /// are dear to compute again: where memory is short the best are among these.
@@ -114,8 +140,8 @@ pub struct Space<'a> {
 /// How good a path is: less is better, the first entry first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// Bytes beyond the host cap.
-    pub host_over: f64,
+    /// Bytes beyond the caps of host and disk.
+    pub beyond_over: f64,
     /// Bytes beyond the device cap, more where more segments lack them.
     pub device_over: f64,
     /// Seconds, copies included.
@@ -124,14 +150,14 @@ pub struct Score {
 
 impl Score {
     fn order(&self, other: &Score) -> Ordering {
-        (self.host_over.total_cmp(&other.host_over))
+        (self.beyond_over.total_cmp(&other.beyond_over))
             .then(self.device_over.total_cmp(&other.device_over))
             .then(self.secs.total_cmp(&other.secs))
     }
 
-    /// Whether both caps hold.
+    /// Whether all caps hold.
     pub fn fits(&self) -> bool {
-        self.host_over <= 0.0 && self.device_over <= 0.0
+        self.beyond_over <= 0.0 && self.device_over <= 0.0
     }
 }
 
@@ -140,9 +166,9 @@ impl Score {
 pub struct Found {
     /// Candidates in order.
     pub path: Vec<usize>,
-    /// Per used map: last segment that finds it on the device, and whether a
-    /// copy is on the host.
-    pub homes: BTreeMap<NodeIx, (Option<usize>, bool)>,
+    /// Per used map: last segment that finds it on the device, and where a copy
+    /// is beyond it, if there is one.
+    pub homes: BTreeMap<NodeIx, (Option<usize>, Option<Tier>)>,
     /// How good it is.
     pub score: Score,
     /// Whether no placement at all takes fewer seconds, whatever the caps.
@@ -179,21 +205,23 @@ impl<'a> Space<'a> {
                         node: t.node,
                         bytes: bytes as f64,
                         made: p.segments.of[t.node.ix()].unwrap_or(0),
-                        d2h_secs: bytes as f64 / p.machine.d2h_bytes_per_sec,
+                        store_secs: Tier::ALL.map(|tier| p.machine.store_secs(tier, bytes)),
                         is_output: program.outputs.contains(&t.node),
                         on_device: p.strategy.may_keep_on_device(),
-                        on_host: p.strategy.may_offload() && bytes <= p.host_bytes,
+                        on_tier: Tier::ALL.map(|tier| p.may_store(tier, bytes)),
                     });
                     maps.len() - 1
                 });
                 Access {
                     map,
                     reads: t.reads,
-                    copy_secs: if t.reads {
-                        t.copy_bytes as f64 / p.machine.h2d_bytes_per_sec
-                    } else {
-                        0.0
-                    },
+                    copy_secs: Tier::ALL.map(|tier| {
+                        if t.reads {
+                            p.machine.fetch_secs(tier, t.copy_bytes)
+                        } else {
+                            0.0
+                        }
+                    }),
                     credit: t.credit_bytes as f64,
                 }
             });
@@ -237,7 +265,11 @@ impl<'a> Space<'a> {
             held: (pieces.iter())
                 .map(|s| fixed[s.level as usize] as f64)
                 .collect(),
-            host_bytes: p.host_bytes as f64,
+            // Without a disk the host is all that there is to choose.
+            tiers: (Tier::ALL.into_iter())
+                .filter(|&tier| tier == Tier::Host || p.tier_bytes(tier) > 0)
+                .collect(),
+            tier_bytes: Tier::ALL.map(|tier| p.tier_bytes(tier) as f64),
             is_paged: p.strategy == Strategy::Paging,
             is_frugal: (p.candidates.iter())
                 .map(|c| {
@@ -246,6 +278,12 @@ impl<'a> Space<'a> {
                 })
                 .collect(),
         }
+    }
+
+    /// Takes `bytes` of the disk away: what its tensors lose to gaps in the file.
+    pub fn shrink_disk(&mut self, bytes: u64) {
+        let disk = &mut self.tier_bytes[Tier::Disk.ix()];
+        *disk = (*disk - bytes as f64).max(0.0);
     }
 
     /// The best path found within `device_bytes`; with 0, the one that needs
@@ -261,7 +299,7 @@ impl<'a> Space<'a> {
         let free = Prices::flat(self.held.len(), 0.0);
         let path = self.cheapest(&free, None)?;
         let mut best = self.judge(&path, &free, cap);
-        let keeps_all = best.homes.values().all(|(_, host)| !host);
+        let keeps_all = best.homes.values().all(|(_, beyond)| beyond.is_none());
         if best.score.fits() && keeps_all {
             // Without prices levels are independent and shortest paths exact.
             best.is_least = true;
@@ -306,7 +344,6 @@ impl<'a> Space<'a> {
         (rounds, boldness, frugal): (usize, f64, bool),
     ) {
         let scale = best.score.secs.max(1e-9) / cap.max(1.0) / self.held.len() as f64;
-        let room = self.host_bytes.max(1.0);
         let factor = |used: f64| {
             let most = 0.5 * boldness;
             (boldness * (used - 1.0)).clamp(-most, most).exp()
@@ -322,17 +359,22 @@ impl<'a> Space<'a> {
                 tried.extend(path.iter().copied());
             }
             let uses = self.uses(path);
-            let kept = self.priced_homes(&uses, prices);
-            let (device, host) = self.loads(path, &uses, &kept);
+            let stays = self.priced_homes(&uses, prices);
+            let loads = self.loads(path, &uses, &stays);
             better(best, self.judge(path, prices, cap));
-            let next = (prices.device.iter().zip(&device))
+            let next = (prices.device.iter().zip(&loads.device))
                 .map(|(p, used)| p * factor(used / cap))
                 .map(|p| p.clamp(1e-5 * scale, 1e7 * scale));
-            let host_next = (prices.host.iter().zip(&host)).map(|(p, used)| {
-                let floor = if *used > room { 1e-3 * scale } else { 0.0 };
-                (p * factor(used / room)).max(floor)
+            let beyond_next = Tier::ALL.map(|tier| {
+                let room = self.tier_bytes[tier.ix()].max(1.0);
+                let now = (prices.beyond[tier.ix()].iter()).zip(&loads.beyond[tier.ix()]);
+                let next = now.map(|(p, used)| {
+                    let floor = if *used > room { 1e-3 * scale } else { 0.0 };
+                    (p * factor(used / room)).max(floor)
+                });
+                next.collect()
             });
-            *prices = Prices::new(next.collect(), host_next.collect());
+            *prices = Prices::new(next.collect(), beyond_next);
         }
         best.tried.append(&mut tried);
     }
@@ -382,7 +424,7 @@ impl<'a> Space<'a> {
             }
         }
         let half = prices.device.iter().map(|p| p * 0.5).collect();
-        let cheap = Prices::new(half, prices.host.clone());
+        let cheap = Prices::new(half, prices.beyond.clone());
         self.descend(best, cap, [prices, &cheap])
     }
 

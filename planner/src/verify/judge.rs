@@ -6,7 +6,7 @@ use sstep_autodiff::{ReductionState, Region};
 
 use super::boxes::Boxes;
 use crate::instr::{At, Instr};
-use crate::plan::{BufferIx, Home, HostIx, ItemRole, Plan, StageItem, Value};
+use crate::plan::{BufferIx, DiskIx, Home, HostIx, ItemRole, Plan, StageItem, Value};
 use crate::program::NodeIx;
 
 /// What a buffer holds.
@@ -30,6 +30,10 @@ pub(super) struct Judge<'a> {
     /// Other buffers that share bytes with each buffer.
     pub(super) clashes: Vec<Vec<BufferIx>>,
     pub(super) host: Vec<Option<Boxes>>,
+    /// What was written of each tensor on disk.
+    pub(super) disk: Vec<Option<Boxes>>,
+    /// Other tensors that share bytes of the spill file with each.
+    pub(super) disk_clashes: Vec<Vec<usize>>,
     pub(super) released: Vec<bool>,
     pub(super) host_bytes: u64,
     /// Per stage being run: position of each node.
@@ -99,6 +103,7 @@ impl<'a> Judge<'a> {
                 let item = self.enter(at);
                 match item.role {
                     ItemRole::Supply(Home::Host(h)) => self.host_has(h, item.node, &region)?,
+                    ItemRole::Supply(Home::Disk(d)) => self.disk_has(d, item.node, &region)?,
                     ItemRole::Supply(Home::Source) if self.plan.program.is_source(item.node) => {}
                     _ => return Err("is fetched from nowhere".to_owned()),
                 }
@@ -228,6 +233,7 @@ impl<'a> Judge<'a> {
             let whole = Region::whole(&node.ty);
             let complete = match home {
                 Some(Home::Host(h)) => self.host_has(h, o, &whole).is_ok(),
+                Some(Home::Disk(d)) => self.disk_has(d, o, &whole).is_ok(),
                 Some(Home::Device(b)) => self.stored_has(b, o, &whole),
                 Some(Home::Source) => self.plan.program.is_source(o),
                 None => false,
@@ -439,6 +445,18 @@ impl<'a> Judge<'a> {
         }
     }
 
+    fn disk_has(&self, d: DiskIx, n: NodeIx, region: &Region) -> Result<(), String> {
+        let i = d.0 as usize;
+        let tensor = self.plan.disk.get(i).ok_or("names no disk tensor")?;
+        let total = self.plan.program.points(n);
+        let written = self.disk[i].as_ref();
+        if tensor.node == n && written.is_some_and(|b| b.covers(region, total)) {
+            Ok(())
+        } else {
+            Err(format!("{region:?} is not on disk"))
+        }
+    }
+
     /// The value of an item was made for `region`; its buffer now holds
     /// `present`.
     fn put(&mut self, at: At, region: Region, present: Region) -> Result<(), String> {
@@ -515,6 +533,17 @@ impl<'a> Judge<'a> {
                     }
                 }
                 self.host[i].get_or_insert_default().add(region)
+            }
+            Home::Disk(d) => {
+                let i = d.0 as usize;
+                let tensor = self.plan.disk.get(i).ok_or("names no disk tensor")?;
+                if tensor.node != n || tensor.bytes < ty.bytes() {
+                    return Err("the disk tensor is not for this".to_owned());
+                }
+                for &clash in &self.disk_clashes[i] {
+                    self.disk[clash] = None;
+                }
+                self.disk[i].get_or_insert_default().add(region)
             }
             Home::Source => Err("a source cannot be written".to_owned()),
         }

@@ -55,6 +55,8 @@ impl<'a> Judge<'a> {
             content: vec![Content::Nothing; n],
             clashes,
             host: vec![None; plan.host.len()],
+            disk: vec![None; plan.disk.len()],
+            disk_clashes: disk_clashes(plan)?,
             released: vec![false; plan.host.len()],
             host_bytes: 0,
             stage: None,
@@ -131,4 +133,28 @@ impl<'a> Judge<'a> {
         }
         Ok(())
     }
+}
+
+/// Other tensors that share bytes of the spill file with each tensor on disk.
+///
+/// # Errors
+/// If one lies beyond the cap.
+fn disk_clashes(plan: &Plan) -> Result<Vec<Vec<usize>>, String> {
+    let cap = plan.budget.disk_bytes;
+    for (i, tensor) in plan.disk.iter().enumerate() {
+        let end = (tensor.offset.checked_add(tensor.bytes)).ok_or("an offset overflows")?;
+        if end > cap {
+            return Err(format!(
+                "disk tensor {i} ends at {end}, beyond the cap of {cap} bytes"
+            ));
+        }
+    }
+    let clash = |i: usize, j: usize| {
+        let (a, b) = (&plan.disk[i], &plan.disk[j]);
+        i != j && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
+    };
+    let n = plan.disk.len();
+    Ok((0..n)
+        .map(|i| (0..n).filter(|&j| clash(i, j)).collect())
+        .collect())
 }

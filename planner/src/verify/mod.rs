@@ -13,7 +13,9 @@
 //! - every element of a stored map is written exactly once before it is read
 //!   elsewhere; every element of a reduction's domain is added exactly once
 //!   before its result is read;
-//! - host tensors stay within the host cap and are not read after release;
+//! - host tensors stay within the host cap and are not read after release; tensors
+//!   on disk lie within the disk cap, and what shares bytes with one is lost when it
+//!   is written;
 //! - in the end every output is complete, every parameter was updated once, after
 //!   its last use, and leaves and optimiser state are there for the next step.
 
