@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sstep_planner::{Budget, ByteSize, Strategy};
+use sstep_planner::{Budget, ByteSize, Objective, Strategy};
 
 use crate::data::{SlideView, Slides};
 use crate::error::Error;
@@ -196,6 +196,9 @@ pub struct Memory {
     /// How to plan.
     #[serde(with = "strategy", default)]
     pub strategy: Strategy,
+    /// What to be best at: seconds or bytes.
+    #[serde(default)]
+    pub objective: Objective,
 }
 
 impl Memory {

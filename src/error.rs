@@ -188,6 +188,7 @@ impl Error {
                 | PlanError::MixedRank { .. }
                 | PlanError::ProfileVersion { .. }
                 | PlanError::Profile { .. }
+                | PlanError::UnknownObjective { .. }
                 | PlanError::UnknownStrategy { .. },
             ) => 2,
             Error::Exec(

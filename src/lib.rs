@@ -63,6 +63,6 @@ pub use sstep_executor::{
     StepHow, Tensor, Timings, check_spill_dir, devices, reference,
 };
 pub use sstep_planner::{
-    Budget, ByteSize, CapPoint, Comparison, Family, Machine, Plan, PlanError, Program, StepSpec,
-    Strategy, StrategyLine, Unit, plan, verify,
+    Aim, Budget, ByteSize, CapPoint, Comparison, Family, Machine, Objective, Plan, PlanError,
+    Program, StepSpec, Strategy, StrategyLine, Unit, plan, verify,
 };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use sstep_autodiff::{DType, Op, Shape, Tape, backward};
 use sstep_executor::source::TileSource;
 use sstep_executor::{Device, Executor, Feed, Feeds, Progress, StepHow, StepReport};
-use sstep_planner::{Budget, Machine, Plan, Program, StepSpec, Strategy, plan};
+use sstep_planner::{Aim, Budget, Machine, Objective, Plan, Program, StepSpec, Strategy, plan};
 
 use crate::error::Error;
 use crate::nn::{self, Init, ModelSpec, Net, init_values, inits_of};
@@ -30,6 +30,8 @@ pub struct SessionOptions {
     pub device: Device,
     /// How to plan.
     pub strategy: Strategy,
+    /// What to be best at.
+    pub objective: Objective,
     /// What the machine can do.
     pub machine: Machine,
     /// Seed of parameters that are not given, and of dropout.
@@ -48,6 +50,7 @@ impl SessionOptions {
             disk_dir: std::env::temp_dir(),
             device: Device::Cpu,
             strategy: Strategy::Optimal,
+            objective: Objective::Seconds,
             machine: Machine::default(),
             seed: 0,
             rule: None,
@@ -495,7 +498,10 @@ fn prepare(net: Net, options: &SessionOptions) -> Result<Prepared, Error> {
         &spec,
         &options.machine,
         options.budget,
-        options.strategy,
+        Aim {
+            strategy: options.strategy,
+            objective: options.objective,
+        },
     )?;
     let name = |id| tape.node(id).name.clone();
     Ok(Prepared {

@@ -92,6 +92,8 @@ pub fn run(args: &Args) -> Outcome {
                 let machine = Machine::default();
                 let planned = plan(&case.tape, &case.spec, &machine, budget, Strategy::Optimal);
                 let secs = begin.elapsed().as_secs_f64();
+                // The table comes at the end; this is for who waits.
+                eprintln!("{name} {} 1/{fraction}: {secs:.1} s", norm_name(norm));
                 let start = [
                     name.as_str().into(),
                     norm_name(norm).into(),

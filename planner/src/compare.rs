@@ -15,12 +15,14 @@ use crate::driver::{Made, Planner, Quick, Start};
 use crate::error::PlanError;
 use crate::machine::Machine;
 use crate::memo::Memo;
+use crate::objective::Aim;
 use crate::plan::Plan;
 use crate::program::Program;
 use crate::rewrite::Variant;
 use crate::strategy::Strategy;
 
-/// The plan of the variant, and choice of algorithms, that is predicted fastest.
+/// The plan of the variant, and choice of algorithms, that is predicted fastest on
+/// the machine `priced`, costed on `machine`.
 /// The first variant is the one that is written down where nothing else is said.
 ///
 /// # Errors
@@ -28,21 +30,22 @@ use crate::strategy::Strategy;
 /// [`PlanError::Solver`].
 pub fn compare(
     variants: &[Variant],
-    machine: &Machine,
+    (machine, priced): (&Machine, &Machine),
     budget: Budget,
-    strategy: Strategy,
+    aim: Aim,
 ) -> Result<Plan, PlanError> {
+    let strategy = aim.strategy;
     let mut programs: Vec<(usize, Program)> = Vec::new();
     for (at, variant) in variants.iter().enumerate() {
         // Whole tiles of Winograd's algorithm read a little more than direct sums,
         // so where memory is short fewer convolutions use it.
-        let choices = with_algorithms(&variant.program, machine);
+        let choices = with_algorithms(&variant.program, priced);
         let direct = std::iter::once(variant.program.clone());
         programs.extend(choices.into_iter().chain(direct).map(|p| (at, p)));
     }
     let memo = Memo::default();
     let planners: Vec<Planner<'_>> = (programs.iter())
-        .map(|(_, program)| Planner::new(program, machine, &memo, budget))
+        .map(|(_, program)| Planner::new(program, priced, &memo, budget))
         .collect();
     let least_secs: Vec<f64> = planners.iter().map(Planner::least_secs).collect();
     // The choices of the first variant, in order: each later one needs less.
@@ -88,10 +91,11 @@ pub fn compare(
         Some(secs) => secs,
         None => planners[at].bound_secs(&made)?,
     };
-    let mut plan = made.finish(bound_secs);
+    let mut plan = planners[at].finish(&made, machine, bound_secs);
     plan.rewrites = variants[programs[at].0].report.to_string();
     plan.budget = budget;
     plan.strategy = strategy;
+    plan.objective = aim.objective;
     Ok(plan)
 }
 

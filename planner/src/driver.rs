@@ -107,14 +107,6 @@ impl Made {
     fn peak_bytes(&self) -> u64 {
         self.plan.predicted.peak_bytes
     }
-
-    /// The plan, with its distance to what nothing takes less than.
-    pub fn finish(self, bound_secs: f64) -> Plan {
-        let secs = self.found.score.secs;
-        let mut plan = self.plan;
-        plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
-        plan
-    }
 }
 
 /// Where the best strategy looks for plans.
@@ -183,6 +175,24 @@ impl<'a> Planner<'a> {
         }
         let packed = self.packed(LARGE, cap, &problem, &mut space, found, below);
         Ok((packed.made(), proof.bound_secs))
+    }
+
+    /// The plan, as it is on the real machine, with its distance to what nothing
+    /// takes less than on the planner's.
+    pub fn finish(&self, made: &Made, machine: &Machine, bound_secs: f64) -> Plan {
+        let pool = self.pool(made.source);
+        let problem = self.problem(made.source, &pool, made.workspace_bytes);
+        let decision = decide(&problem, &made.found);
+        let strategy = problem.strategy;
+        let mut plan = schedule::schedule(self.program, machine, self.budget, strategy, &decision);
+        // Updates come after the last stage and cost every plan the same.
+        let program = self.program;
+        let updates = (program.updates.iter())
+            .map(|u| machine.update_secs(program.node(u.param).ty.bytes(), program.state_slots));
+        plan.predicted.secs += updates.sum::<f64>();
+        let secs = made.found.score.secs;
+        plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
+        plan
     }
 
     /// What no placement of those that a plan was chosen from takes less than.

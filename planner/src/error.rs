@@ -156,6 +156,12 @@ pub enum PlanError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A name that is no objective.
+    #[error("`{text}` is not an objective; there are seconds and bytes")]
+    UnknownObjective {
+        /// What was written.
+        text: String,
+    },
     /// A name that is no strategy.
     #[error("`{name}` is not a strategy; there are {known}")]
     UnknownStrategy {

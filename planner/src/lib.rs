@@ -35,6 +35,7 @@ mod instr;
 pub mod machine;
 mod master;
 mod memo;
+mod objective;
 pub mod pack;
 pub mod place;
 mod plan;
@@ -57,6 +58,7 @@ pub use error::{Beyond, ForcingBuffer, PlanError};
 pub use explain::{BufferSpan, CapPoint, Comparison, Link, Picture, StrategyLine, explain_stage};
 pub use instr::{At, Instr};
 pub use machine::{Family, Kernel, Machine, Unit};
+pub use objective::{Aim, Objective};
 pub use plan::{
     Buffer, BufferIx, DiskIx, DiskTensor, Home, HostIx, HostTensor, ItemRole, Plan, Predicted,
     Purpose, Stage, StageCost, StageItem, Tier, Value,
@@ -68,7 +70,7 @@ pub use verify::{Violation, verify};
 
 use compare::compare;
 
-/// Plans one training step of `tape` under `budget`.
+/// Plans one training step of `tape` under `budget`, with a [`Strategy`] or an [`Aim`].
 ///
 /// # Errors
 /// [`PlanError::Infeasible`] with the smallest device budget that would do, if
@@ -79,21 +81,23 @@ pub fn plan(
     spec: &StepSpec,
     machine: &Machine,
     budget: Budget,
-    strategy: Strategy,
+    aim: impl Into<Aim>,
 ) -> Result<Plan, PlanError> {
+    let aim = aim.into();
     if budget.device_bytes == 0 {
         return Err(PlanError::ZeroBudget);
     }
     let program = Program::new(tape, spec)?;
-    let mut prices = rewrite::prices(machine);
+    let priced = aim.objective.machine(machine);
+    let mut prices = rewrite::prices(&priced);
     // Only the best strategy weighs programs that keep more or less.
-    prices.truncate(if strategy == Strategy::Optimal {
+    prices.truncate(if aim.strategy == Strategy::Optimal {
         prices.len()
     } else {
         1
     });
-    let variants = rewrite::variants(&program, machine, &prices)?;
-    let plan = compare(&variants, machine, budget, strategy)?;
+    let variants = rewrite::variants(&program, &priced, &prices)?;
+    let plan = compare(&variants, (machine, &priced), budget, aim)?;
     verify(&plan)?;
     Ok(plan)
 }

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
+use crate::objective::Objective;
 use crate::program::{NodeIx, Program};
 use crate::stage::{Body, Role};
 use crate::strategy::Strategy;
@@ -262,6 +263,8 @@ pub struct Plan {
     /// the stages, grids and homes considered for this program takes less time than
     /// that bound, by the machine profile. Other cuts and equal programs are beyond it.
     pub gap: f64,
+    /// What it is to be best at, which is what the gap is of.
+    pub objective: Objective,
 }
 
 impl StageCost {

@@ -12,6 +12,7 @@ use sstep_autodiff::{Op, ReductionState};
 use crate::budget::Budget;
 use crate::cost::{AxisSums, BodyCost, BodyRates};
 use crate::machine::Machine;
+use crate::objective::Objective;
 use crate::pack::{ALIGN, Request, pack};
 use crate::plan::{
     Buffer, BufferIx, DiskIx, DiskTensor, Home, HostIx, HostTensor, ItemRole, Plan, Predicted,
@@ -504,6 +505,7 @@ impl<'a> Scheduler<'a> {
             predicted,
             rewrites: String::new(),
             gap: 0.0,
+            objective: Objective::Seconds,
         }
     }
 }

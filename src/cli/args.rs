@@ -6,7 +6,7 @@ use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
 use sstep::{
-    Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Profile, Strategy,
+    Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Objective, Profile, Strategy,
     check_spill_dir, devices,
 };
 
@@ -179,6 +179,10 @@ pub struct MemoryArgs {
     /// remat-page-ilp.
     #[arg(long, default_value_t = Strategy::Optimal)]
     pub strategy: Strategy,
+    /// What to be best at: predicted seconds, or bytes moved to the device and from
+    /// it.
+    #[arg(long, default_value_t = Objective::Seconds)]
+    pub objective: Objective,
 }
 
 impl MemoryArgs {

@@ -240,6 +240,7 @@ fn planned<T: Element>(
         disk_dir: args.memory.disk_dir(&budget)?,
         device: args.on.device,
         strategy: args.memory.strategy,
+        objective: args.memory.objective,
         // What is held against another framework sums as that does.
         machine: args.machine.profile(args.winograd)?.machine,
         seed: args.seed,

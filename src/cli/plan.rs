@@ -76,6 +76,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let options = SessionOptions {
         disk_dir: args.memory.disk_dir(&budget)?,
         strategy: args.memory.strategy,
+        objective: args.memory.objective,
         machine: profile.machine.clone(),
         ..SessionOptions::new(budget).training(rule)
     };

@@ -11,8 +11,8 @@ use sstep::nn::ModelSpec;
 use sstep::optim::Schedule;
 use sstep::params::{self, Element, TensorFile};
 use sstep::{
-    ByteSize, DType, Error, REPORT_HEADING, Report, Session, SessionOptions, Strategy, TrainEvent,
-    TrainOptions, TrainStep, Trainer,
+    ByteSize, DType, Error, Objective, REPORT_HEADING, Report, Session, SessionOptions, Strategy,
+    TrainEvent, TrainOptions, TrainStep, Trainer,
 };
 
 use super::args::{ConvArgs, DeviceArgs, MachineArgs, ModelArgs, SpillArgs, spill_dir};
@@ -75,6 +75,9 @@ pub struct Args {
     /// paging, streaming, tile-checkpoint, remat-ilp or remat-page-ilp.
     #[arg(long, help_heading = "Memory")]
     strategy: Option<Strategy>,
+    /// What to be best at: predicted seconds, or bytes moved [default: seconds].
+    #[arg(long, help_heading = "Memory")]
+    objective: Option<Objective>,
     #[command(flatten)]
     on: DeviceArgs,
     /// Steps in all [default: 10].
@@ -151,6 +154,7 @@ fn configure(args: &Args) -> Result<TrainConfig, Error> {
     over(&mut config.memory.host, &args.host.map(|b| b.0));
     over(&mut config.memory.disk, &args.disk.map(|b| b.0));
     over(&mut config.memory.strategy, &args.strategy);
+    over(&mut config.memory.objective, &args.objective);
     over(&mut config.image.level, &args.level);
     over(&mut config.steps, &args.steps);
     over(&mut config.batch, &args.batch);
@@ -193,6 +197,7 @@ fn from_flags(data: PathBuf, model: ModelSpec, budget: ByteSize) -> TrainConfig 
             disk: 0,
             disk_dir: None,
             strategy: Strategy::default(),
+            objective: Objective::default(),
         },
         image: ImageConfig::default(),
         optimizer: OptimizerConfig::default(),
@@ -279,6 +284,7 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
         disk_dir,
         device: args.on.device,
         strategy: config.memory.strategy,
+        objective: config.memory.objective,
         machine: profile.machine.clone(),
         seed: config.seed,
         rule: Some(rule),

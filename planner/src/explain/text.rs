@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::budget::ByteSize;
+use crate::objective::Objective;
 use crate::plan::{Plan, Stage};
 
 impl Plan {
@@ -13,11 +14,15 @@ impl Plan {
         let size = |b: u64| ByteSize(b).to_string();
         let _ = writeln!(
             out,
-            "{} plan: {} stages, {} tiles, gap to the model's bound {:.1} %",
+            "{} plan: {} stages, {} tiles, gap to the model's bound {:.1} %{}",
             self.strategy,
             self.stages.len(),
             self.stages.iter().map(Stage::n_tiles).sum::<u64>(),
-            100.0 * self.gap
+            100.0 * self.gap,
+            match self.objective {
+                Objective::Seconds => "",
+                Objective::Bytes => " of what is moved",
+            }
         );
         let _ = writeln!(
             out,
