@@ -35,6 +35,7 @@ mod instr;
 pub mod machine;
 mod master;
 mod memo;
+pub mod overlap;
 pub mod pack;
 pub mod place;
 mod plan;
@@ -64,7 +65,7 @@ pub use plan::{
 pub use program::{NodeIx, Program, StepSpec, Update};
 pub use strategy::Strategy;
 pub use sweep::{AxisGrid, AxisPolicy};
-pub use verify::{Violation, verify};
+pub use verify::{Violation, verify, verify_sequence};
 
 use compare::compare;
 
