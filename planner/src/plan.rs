@@ -207,7 +207,7 @@ pub struct Stage {
 /// Predicted cost of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageCost {
-    /// Seconds. Where copies run beside kernels, less than the three below add up to.
+    /// Seconds. Where copies run beside kernels, less than those below add up to.
     pub secs: f64,
     /// Seconds of kernels, of copies within the device and of reading sources.
     pub compute_secs: f64,
@@ -215,6 +215,8 @@ pub struct StageCost {
     pub h2d_secs: f64,
     /// Seconds of copies from device to host.
     pub d2h_secs: f64,
+    /// Seconds of reading from disk and writing there; nothing runs beside them.
+    pub disk_secs: f64,
     /// Work, halo and recomputation included, in FLOPs.
     pub flops: f64,
     /// Bytes read from sources.

@@ -371,14 +371,14 @@ impl<'a> Scheduler<'a> {
         } else {
             channels.in_turn_secs()
         };
+        let disk_secs = machine.fetch_secs(Tier::Disk, disk_read_bytes)
+            + machine.store_secs(Tier::Disk, disk_write_bytes);
         let total = StageCost {
-            // Nothing runs beside what goes to the disk or comes from there.
-            secs: secs
-                + (machine.fetch_secs(Tier::Disk, disk_read_bytes)
-                    + machine.store_secs(Tier::Disk, disk_write_bytes)),
+            secs: secs + disk_secs,
             compute_secs: channels.compute_secs,
             h2d_secs: channels.h2d.secs(),
             d2h_secs: channels.d2h.secs(),
+            disk_secs,
             flops: cost.flops,
             source_bytes: cost.source_bytes,
             h2d_bytes: channels.h2d.bytes(),
