@@ -271,6 +271,148 @@ proptest! {
     }
 }
 
+/// Runs a test in a process of its own: the stand-in's clock and counters are one per
+/// process. `None` in the process that started it.
+fn alone(test: &str) -> Option<()> {
+    driver();
+    if std::env::var_os("SSTEP_ALONE").is_some() {
+        return Some(());
+    }
+    let done = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("SSTEP_ALONE", "1")
+        .output()
+        .unwrap();
+    let said = [done.stdout, done.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    None
+}
+
+/// Maps that go to the host, tile by tile, and come back.
+fn ahead(rows: usize) -> (common::Net, Plan) {
+    let text = format!(
+        "x = input [1, 2, {rows}, 32]
+         w1 = param [6, 2, 3, 3]
+         g1 = param [6]
+         b1 = param [6]
+         w2 = param [6, 6, 3, 3]
+         g2 = param [6]
+         b2 = param [6]
+         c1 = conv(x, w1) pad=1
+         m1 = moments(c1) groups=2
+         n1 = normalise(c1, m1, g1, b1) groups=2 eps=1e-5
+         r1 = relu(n1)
+         c2 = conv(r1, w2) pad=1
+         m2 = moments(c2) groups=2
+         n2 = normalise(c2, m2, g2, b2) groups=2 eps=1e-5
+         r2 = relu(n2)
+         s = sum_map(r2)"
+    );
+    let net = common::Net::parse("f64", &text).with_overlap();
+    let budget = Budget {
+        device_bytes: 96 << 10,
+        host_bytes: AMPLE,
+        disk_bytes: 0,
+    };
+    let plan = net.plan(budget, Planning::OffloadAll).expect("a plan");
+    (net, plan)
+}
+
+/// The same plan with every copy made when it is needed.
+fn in_turn(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for item in plan.stages.iter_mut().flat_map(|s| &mut s.items) {
+        item.staging = None;
+    }
+    sstep_planner::verify(&plan).expect("staging is no more than faster");
+    plan
+}
+
+/// Seconds of a step by the stand-in's clock: of kernels, of copies either way, and
+/// of all when streams run side by side.
+fn clocked(plan: &Plan, values: &Tensors<f64>, rates: [f64; 3]) -> ([f64; 3], f64) {
+    let (mut executor, feeds) = ready_on(on_cuda::<f64>(plan.clone()), values);
+    // SAFETY: functions of the stand-in with these arguments.
+    unsafe {
+        let start = driver().get::<extern "C" fn(f64, f64, f64)>(b"standin_start_clock");
+        start.unwrap()(rates[0], rates[1], rates[2]);
+        executor.step(&feeds, &HOW, &mut |_| {}).expect("a step");
+        let busy = driver().get::<extern "C" fn(i32) -> f64>(b"standin_busy_secs");
+        let busy = busy.unwrap();
+        let end = driver().get::<extern "C" fn() -> f64>(b"standin_end_secs");
+        ([0, 1, 2].map(|kind| busy(kind)), end.unwrap()())
+    }
+}
+
+/// While kernels compute a tile, the regions that the next one fetches are copied.
+#[test]
+fn copies_run_beside_kernels() {
+    let Some(()) = alone("copies_run_beside_kernels") else {
+        return;
+    };
+    let (net, plan) = ahead(64);
+    let values = leaves::<f64>(&net.tape, 1);
+    let apart = in_turn(&plan);
+    // Rates by which kernels take a second in all, copies to the device half of one,
+    // and those to the host nothing.
+    let (busy, _) = clocked(&plan, &values, [1.0; 3]);
+    let rates = [1.0 / busy[0], 0.5 / busy[1], 0.0];
+    let hidden = |plan: &Plan| {
+        let ([kernels, to_device, _], secs) = clocked(plan, &values, rates);
+        assert!((to_device - 0.5).abs() < 1e-6, "{to_device}");
+        (kernels + to_device - secs) / to_device
+    };
+    // Beside the first tile of a stage nothing runs.
+    let (ahead, in_turn) = (hidden(&plan), hidden(&apart));
+    assert!(
+        ahead > 0.65 && in_turn < 0.2,
+        "{ahead} ahead, {in_turn} in turn"
+    );
+}
+
+/// Every wait of a plan that fetches ahead is needed: where what is waited for is slow,
+/// and what ought to have waited is done first, the results are others.
+#[test]
+fn a_wait_that_is_not_made_is_found() {
+    let Some(()) = alone("a_wait_that_is_not_made_is_found") else {
+        return;
+    };
+    let (net, plan) = ahead(40);
+    let values = leaves::<f64>(&net.tape, 1);
+    let want = oracle(&net, &values);
+    let step = |dropped: usize, slow: usize| {
+        let (mut executor, feeds) = ready_on(on_cuda::<f64>(plan.clone()), &values);
+        // SAFETY: a function of the stand-in with these arguments.
+        unsafe {
+            let drop = driver().get::<extern "C" fn(usize, usize)>(b"standin_drop_wait");
+            drop.unwrap()(dropped, slow);
+        }
+        let report = executor.step(&feeds, &HOW, &mut |_| {}).expect("a step");
+        let apart = differences(&report.outputs, &want);
+        let is_right = apart.values().all(|&e| e <= 1e-12);
+        let (waits, lanes) = (counted("standin_waits"), counted("standin_dropped"));
+        (waits, (lanes / 3, lanes % 3), is_right)
+    };
+    // Lanes: kernels, copies to the device, copies to the host.
+    let mut found = [[0; 3]; 3];
+    for slow in [0, 1] {
+        let (waits, _, is_right) = step(0, slow);
+        assert!(is_right && waits > 20, "{waits}");
+        for k in 1..=waits {
+            let (_, (who, for_whom), is_right) = step(k, slow);
+            if who < 3 && for_whom == slow {
+                assert!(!is_right, "wait {k} of {who} for {for_whom} was not missed");
+                found[who][for_whom] += 1;
+            }
+        }
+    }
+    assert!(
+        found[0][1] > 10 && found[1][0] > 10 && found[2][0] > 5,
+        "{found:?}"
+    );
+}
+
 /// Three steps of every rule move the parameters as the CPU moves them.
 #[test]
 fn optimisers_move_parameters_as_on_the_cpu() {
@@ -349,18 +491,9 @@ fn optimisers_move_parameters_as_on_the_cpu() {
 /// One allocation of the cap and nothing else, given back at the end.
 #[test]
 fn the_cap_is_all_that_is_allocated() {
-    driver();
-    // In a process of its own: other tests allocate at the same time.
-    if std::env::var_os("SSTEP_ALONE").is_none() {
-        let done = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_cap_is_all_that_is_allocated"])
-            .env("SSTEP_ALONE", "1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&done.stdout);
-        assert!(done.status.success(), "{said}");
+    let Some(()) = alone("the_cap_is_all_that_is_allocated") else {
         return;
-    }
+    };
     let net = common::Net::parse(
         "f32",
         "x = input [1, 3, 32, 32]\nw = param [8, 3, 3, 3]\ny = conv(x, w) pad=1\n\

@@ -3,12 +3,15 @@
 
 mod common;
 
+use std::cell::Cell;
+
 use common::nets::{NetSpec, build, net_specs};
 use common::{
     AMPLE, Tensors, Tiers, cast, config, differences, execute_as_promised, leaves, oracle,
     roundings, tiers,
 };
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use sstep_autodiff::DType;
 use sstep_kernels::Real;
 use sstep_planner::{Budget, PlanError, Strategy as Planning};
@@ -21,6 +24,8 @@ struct Setting {
     squeeze: f64,
     /// Where else than on the device maps may be.
     tiers: Tiers,
+    /// Whether copies run beside kernels, so that regions are fetched ahead.
+    overlap: bool,
 }
 
 fn settings() -> impl Strategy<Value = Setting> {
@@ -31,29 +36,33 @@ fn settings() -> impl Strategy<Value = Setting> {
         strategy,
         squeeze,
         tiers,
+        overlap: false,
     })
 }
 
 /// Plans and runs a case; `judge` gets the plan's outputs, the reference's, and
-/// a way to have the reference's in `f64`.
+/// a way to have the reference's in `f64`. Whether some stage copies beside its
+/// kernels.
 fn check<T: Real>(
     spec: &NetSpec,
     setting: &Setting,
     judge: impl Fn(&Tensors<T>, &Tensors<T>, &dyn Fn() -> Tensors<f64>),
-) {
+) -> bool {
     let &Setting {
         strategy,
         squeeze,
         tiers,
+        overlap,
     } = setting;
-    let net = build(spec, T::DTYPE, spec.seed.is_multiple_of(4));
+    let mut net = build(spec, T::DTYPE, spec.seed.is_multiple_of(4));
+    net.machine.copies_overlap = overlap;
     let values = leaves::<T>(&net.tape, spec.seed);
     let beyond = tiers.budget(&net);
     let device_bytes = if squeeze == 1.0 {
         AMPLE
     } else {
         let Some(least) = net.least_in(beyond, strategy) else {
-            return;
+            return false;
         };
         least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64
     };
@@ -65,7 +74,7 @@ fn check<T: Real>(
         strategy,
     ) {
         Ok(plan) => plan,
-        Err(PlanError::HostTooSmall { .. }) if tiers != Tiers::Host => return,
+        Err(PlanError::HostTooSmall { .. }) if tiers != Tiers::Host => return false,
         Err(e) => panic!("{strategy} at {device_bytes}: {e}"),
     };
     // The smallest caps are smaller than any kernel needs; no arena of 1 TiB.
@@ -76,25 +85,28 @@ fn check<T: Real>(
     } else {
         plan
     };
+    let overlaps = plan.stages.iter().any(sstep_planner::Stage::overlaps);
+    assert!(overlap || !overlaps);
     let got = execute_as_promised(plan, &values);
     let exact = || {
         let net = build(spec, DType::F64, spec.seed.is_multiple_of(4));
         oracle(&net, &cast::<T, f64>(&values))
     };
     judge(&got, &oracle(&net, &values), &exact);
+    overlaps
 }
 
-fn check_f64(spec: &NetSpec, setting: &Setting) {
+fn check_f64(spec: &NetSpec, setting: &Setting) -> bool {
     check::<f64>(spec, setting, |got, want, _| {
         let roundings = roundings(want);
         for (name, e) in differences(got, want) {
             let allowed = 1e-12f64.max(roundings[&name]);
             assert!(e <= allowed, "{name} differs by {e:e} of {allowed:e}");
         }
-    });
+    })
 }
 
-fn check_f32(spec: &NetSpec, setting: &Setting) {
+fn check_f32(spec: &NetSpec, setting: &Setting) -> bool {
     check::<f32>(spec, setting, |got, want, exact| {
         let roundings = roundings(want);
         let mut apart = differences(got, want);
@@ -113,7 +125,7 @@ fn check_f32(spec: &NetSpec, setting: &Setting) {
                 "{name} differs by {e:e}; from f64, plan {plan:e}, untiled {untiled:e}"
             );
         }
-    });
+    })
 }
 
 /// What once failed.
@@ -166,6 +178,7 @@ fn past_failures_do_not_return() {
         strategy: Planning::Optimal,
         squeeze: 0.0,
         tiers: Tiers::Nothing,
+        overlap: false,
     };
     check_f64(&shuffled, &tight);
     let cases = [0.0, 0.064, 0.1, 1.0].map(|s| [(&attention, s), (&normed, s)]);
@@ -174,6 +187,7 @@ fn past_failures_do_not_return() {
             strategy: Planning::Optimal,
             squeeze,
             tiers: Tiers::Nothing,
+            overlap: false,
         };
         check_f32(spec, &setting);
     }
@@ -191,4 +205,36 @@ proptest! {
     fn plans_equal_the_untiled_run_in_f32(spec in net_specs(), setting in settings()) {
         check_f32(&spec, &setting);
     }
+}
+
+/// Where copies run beside kernels, regions pass staging buffers and are fetched a
+/// tile ahead; nothing else changes.
+#[test]
+fn plans_that_fetch_ahead_equal_the_untiled_run() {
+    let strategies = prop::sample::select(vec![
+        Planning::Optimal,
+        Planning::OffloadAll,
+        Planning::Streaming,
+        Planning::TileCheckpoint,
+    ]);
+    let settings = (strategies, 0.0..0.5f64).prop_map(|(strategy, squeeze)| Setting {
+        strategy,
+        squeeze,
+        tiers: Tiers::Host,
+        overlap: true,
+    });
+    let n_ahead = Cell::new((0, 0));
+    let run = TestRunner::new(config(200)).run(&(net_specs(), settings), |(spec, setting)| {
+        let is_ahead = if spec.seed.is_multiple_of(2) {
+            check_f64(&spec, &setting)
+        } else {
+            check_f32(&spec, &setting)
+        };
+        let (ahead, all) = n_ahead.get();
+        n_ahead.set((ahead + u32::from(is_ahead), all + 1));
+        Ok(())
+    });
+    let (ahead, all) = n_ahead.get();
+    run.unwrap_or_else(|e| panic!("{e}"));
+    assert!(8 * ahead >= all, "{ahead} of {all} plans fetch ahead");
 }

@@ -4,11 +4,12 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::{AMPLE, Net};
-use sstep_autodiff::Op;
-use sstep_planner::{AxisPolicy, Budget, ItemRole, Plan, Purpose, Stage, Strategy};
+use sstep_autodiff::{Op, Region};
+use sstep_planner::{AxisPolicy, Budget, Instr, ItemRole, Plan, Purpose, Stage, Strategy};
 
 /// Convolutions, frozen norms and pools down to a pooled vector.
 const FROZEN: &str = "
@@ -235,6 +236,87 @@ fn strategies_keep_their_word() {
             );
         }
     }
+}
+
+/// What an item does with its staging buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Ahead(Region),
+    Fetched(Region),
+}
+
+#[test]
+fn what_a_tile_fetches_is_copied_while_the_one_before_is_computed() {
+    let budget = Budget {
+        device_bytes: 8 << 20,
+        host_bytes: AMPLE,
+        disk_bytes: 0,
+    };
+    let net = Net::parse("f32", GROUP_NORM).with_overlap();
+    let plan = net.plan(budget, Strategy::OffloadAll).expect("a plan");
+    let mut n_staged = 0;
+    for (s, stage) in plan.stages.iter().enumerate() {
+        let staged: Vec<usize> = (0..stage.items.len())
+            .filter(|&i| stage.items[i].staged_fetch().is_some())
+            .collect();
+        n_staged += staged.len();
+        let mut steps = vec![Vec::new(); stage.items.len()];
+        let (mut computed, mut ahead_at) = (0, vec![0; stage.items.len()]);
+        let _ = plan.stage_instructions(s, &mut |instr| {
+            match instr {
+                Instr::Prefetch { at, region } => {
+                    steps[at.item as usize].push(Step::Ahead(region));
+                    ahead_at[at.item as usize] = computed;
+                }
+                Instr::Fetch { at, region, .. } if staged.contains(&(at.item as usize)) => {
+                    let item = &mut steps[at.item as usize];
+                    // All but the first have kernels to run beside.
+                    if item.len() > 1 {
+                        assert!(ahead_at[at.item as usize] < computed, "{}", plan.explain());
+                    }
+                    item.push(Step::Fetched(region));
+                }
+                Instr::Compute { .. } | Instr::Accumulate { .. } => computed += 1,
+                _ => {}
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        for &i in &staged {
+            let mut largest = 0;
+            for pair in steps[i].chunks(2) {
+                let [Step::Ahead(a), Step::Fetched(b)] = pair else {
+                    panic!("{pair:?}");
+                };
+                assert_eq!(a, b);
+                largest = largest.max(a.points());
+            }
+            let ty = plan.program.node(stage.items[i].node).ty;
+            let bytes = largest * (ty.shape.channels() * ty.dtype.bytes()) as u64;
+            let b = plan.buffer(stage.items[i].staging.expect("it is staged"));
+            assert_eq!((b.purpose, b.bytes), (Purpose::Staging, bytes));
+        }
+        let c = &stage.cost;
+        let in_turn_secs = c.compute_secs + c.h2d_secs + c.d2h_secs;
+        let longest_secs = c.compute_secs.max(c.h2d_secs).max(c.d2h_secs);
+        assert!(c.secs <= in_turn_secs && c.secs >= longest_secs);
+        if stage.overlaps() {
+            assert!(c.secs < in_turn_secs, "{}", plan.explain());
+            assert!(plan.explain().contains("bound by"));
+        }
+    }
+    assert!(n_staged >= 4, "{}", plan.explain());
+}
+
+#[test]
+fn where_memory_is_short_nothing_is_fetched_ahead() {
+    let least = |net: Net| net.least(AMPLE, Strategy::Optimal).expect("ample memory");
+    let in_turn = least(Net::parse("f32", UNET));
+    let net = Net::parse("f32", UNET).with_overlap();
+    let device_bytes = least(net);
+    assert!(
+        device_bytes <= in_turn,
+        "{device_bytes} bytes, in turn {in_turn}"
+    );
 }
 
 /// Compares with `tests/golden/<name>.txt`.

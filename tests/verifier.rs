@@ -10,18 +10,19 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::events::{Events, buffer_of};
 use common::nets::{build, net_specs};
-use common::{HOW, Net, Rng, Tensors, config, leaves, oracle, ready, tiers, worst};
+use common::{AMPLE, HOW, Net, Rng, Tensors, config, leaves, oracle, ready, tiers, worst};
 use proptest::prelude::*;
 use sstep_autodiff::{DType, Op, ReductionState};
 use sstep_executor::StepHow;
 use sstep_kernels::UpdateRule;
 use sstep_planner::{
-    AxisPolicy, Budget, BufferIx, DiskIx, Home, HostIx, ItemRole, NodeIx, Plan, PlanError, Purpose,
-    StageItem, Strategy as Planning, Value, verify,
+    AxisPolicy, Budget, BufferIx, DiskIx, Home, HostIx, Instr, ItemRole, NodeIx, Plan, PlanError,
+    Purpose, StageItem, Strategy as Planning, Value, Violation, verify, verify_sequence,
 };
 
 /// Damaged plans per plan.
@@ -83,6 +84,8 @@ const MUTATIONS: &[Mutation] = &[
     lose_accumulator,
     wrong_accumulator,
     wrong_workspace,
+    lose_staging,
+    wrong_staging,
     lose_state,
     wrong_state,
     lose_map_output,
@@ -611,6 +614,22 @@ fn wrong_workspace(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage>
     damage(format!("workspace in buffer {}", to.0), certain)
 }
 
+fn lose_staging(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
+    let (s, i) = item(plan, rng, |i| i.staging.is_some())?;
+    plan.stages[s].items[i].staging = None;
+    // Then it is copied when it is needed: slower, and right.
+    damage(format!("item {s}/{i} has no staging buffer"), false)
+}
+
+fn wrong_staging(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
+    let (s, i) = item(plan, rng, |_| true)?;
+    let to = BufferIx(rng.below(plan.buffers.len() + 1) as u32);
+    let item = &mut plan.stages[s].items[i];
+    let certain = item.staging.is_some() && to.0 as usize == plan.buffers.len();
+    item.staging = Some(to);
+    damage(format!("item {s}/{i} staged in buffer {}", to.0), certain)
+}
+
 fn lose_state(plan: &mut Plan, _: &Events, rng: &mut Rng) -> Option<Damage> {
     let u = rng.below(plan.states.len().max(1));
     plan.states.get_mut(u)?.pop()?;
@@ -761,8 +780,10 @@ proptest! {
         strategy in prop::sample::select(Planning::ALL.to_vec()),
         tiers in tiers(),
         squeeze in prop_oneof![Just(0.0), 0.0..0.5f64],
+        overlap in any::<bool>(),
     ) {
-        let net = with_updates(build(&spec, DType::F64, spec.seed % 3 == 0), spec.seed);
+        let mut net = with_updates(build(&spec, DType::F64, spec.seed % 3 == 0), spec.seed);
+        net.machine.copies_overlap = overlap;
         let beyond = tiers.budget(&net);
         if let Some(least) = net.least_in(beyond, strategy) {
             let room = net.all_bytes().saturating_sub(least);
@@ -781,4 +802,145 @@ proptest! {
             check(&plan, &values, &want, spec.seed);
         }
     }
+}
+
+/// Several stages that fetch maps from the host tile by tile, ahead.
+const AHEAD: &str = "
+x = input [1, 2, 96, 32]
+w1 = param [6, 2, 3, 3]
+g1 = param [6]
+b1 = param [6]
+w2 = param [6, 6, 3, 3]
+g2 = param [6]
+b2 = param [6]
+c1 = conv(x, w1) pad=1
+m1 = moments(c1) groups=2
+n1 = normalise(c1, m1, g1, b1) groups=2 eps=1e-5
+r1 = relu(n1)
+c2 = conv(r1, w2) pad=1
+m2 = moments(c2) groups=2
+n2 = normalise(c2, m2, g2, b2) groups=2 eps=1e-5
+r2 = relu(n2)
+s = sum_map(r2)
+";
+
+fn ahead() -> (Net, Plan) {
+    let net = Net::parse("f64", AHEAD).with_overlap();
+    let budget = Budget {
+        device_bytes: 96 << 10,
+        host_bytes: AMPLE,
+        disk_bytes: 0,
+    };
+    let plan = net.plan(budget, Planning::OffloadAll).expect("a plan");
+    (net, plan)
+}
+
+/// The verdict on other instructions than the plan's own.
+fn judge(plan: &Plan, instrs: &[Instr]) -> Result<(), Violation> {
+    verify_sequence(plan, |visit| {
+        for instr in instrs {
+            visit(*instr)?;
+        }
+        ControlFlow::Continue(())
+    })
+}
+
+#[test]
+fn a_fetch_finds_what_was_prefetched_or_is_named() {
+    let (_, plan) = ahead();
+    let mut instrs = Vec::new();
+    let _ = plan.instructions(|instr| {
+        instrs.push(instr);
+        ControlFlow::<()>::Continue(())
+    });
+    assert_eq!(judge(&plan, &instrs), Ok(()));
+    let prefetches: Vec<usize> = (0..instrs.len())
+        .filter(|&k| matches!(instrs[k], Instr::Prefetch { .. }))
+        .collect();
+    assert!(prefetches.len() >= 20, "{}", plan.explain());
+    let item = |k: usize| match instrs[k] {
+        Instr::Prefetch { at, .. } | Instr::Fetch { at, .. } => Some(at),
+        _ => None,
+    };
+    let is_fetch = |k: &usize| matches!(instrs[*k], Instr::Fetch { .. });
+    let refuse = |instrs: &[Instr], index: usize, named: &str, why: &str| {
+        let violation = judge(&plan, instrs).expect_err(why);
+        assert_eq!(violation.index, index as u64, "{why}: {violation}");
+        assert!(violation.instr.starts_with(named), "{why}: {violation}");
+    };
+    for &k in &prefetches {
+        let of_item = |j: &usize| item(*j) == item(k) && is_fetch(j);
+        let fetched = (k..instrs.len()).find(of_item).expect("it is fetched");
+        let mut fewer = instrs.clone();
+        fewer.remove(k);
+        refuse(&fewer, fetched - 1, "fetch", "it is missing");
+        let mut late = fewer.clone();
+        late.insert(fetched, instrs[k]);
+        refuse(&late, fetched - 1, "fetch", "it comes late");
+        if let Some(last) = (0..k).rfind(of_item) {
+            let mut early = fewer.clone();
+            early.insert(last, instrs[k]);
+            refuse(
+                &early,
+                last + 1,
+                "fetch",
+                "it comes before the last is fetched",
+            );
+        }
+        let Instr::Prefetch { at, region } = instrs[k] else {
+            unreachable!("a prefetch");
+        };
+        let mut other = region;
+        let rows = region.span(1);
+        other.set(1, sstep_autodiff::Span::new(rows.lo, rows.hi - 1));
+        let mut wrong = instrs.clone();
+        wrong[k] = Instr::Prefetch { at, region: other };
+        refuse(&wrong, fetched, "fetch", "a row of it is missing");
+        other.set(1, sstep_autodiff::Span::new(rows.lo, rows.hi + 1000));
+        wrong[k] = Instr::Prefetch { at, region: other };
+        refuse(&wrong, k, "prefetch", "it passes the staging buffer");
+    }
+    // A buffer that is a byte short is that for some prefetch.
+    for (s, stage) in plan.stages.iter().enumerate() {
+        for item in &stage.items {
+            let Some(staging) = item.staging else {
+                continue;
+            };
+            let mut short = plan.clone();
+            short.buffers[staging.0 as usize].bytes -= 1;
+            let violation = verify(&short).expect_err("it is short");
+            let (prefetch, store) = (format!("prefetch stage {s} "), format!("store stage {s} "));
+            let named =
+                violation.instr.starts_with(&prefetch) || violation.instr.starts_with(&store);
+            assert!(named, "{violation}");
+        }
+    }
+}
+
+#[test]
+fn what_is_staged_is_not_overwritten() {
+    let (net, plan) = ahead();
+    let values = leaves::<f64>(&net.tape, 1);
+    let want = oracle(&net, &values);
+    let staging = |b: &&BufferIx| plan.buffer(**b).purpose == Purpose::Staging;
+    let all: Vec<BufferIx> = (0..plan.buffers.len() as u32).map(BufferIx).collect();
+    let events = Events::new(&plan);
+    let (mut refused, mut accepted) = (0, 0);
+    for &b in all.iter().filter(staging) {
+        for &other in all.iter().filter(|o| **o != b) {
+            let mut moved = plan.clone();
+            moved.buffers[b.0 as usize].offset = plan.buffer(other).offset;
+            let certain = events.clobbers(b, other) || events.clobbers(other, b);
+            match verify(&moved) {
+                Err(_) => refused += 1,
+                Ok(()) => {
+                    assert!(!certain, "{b:?} moved onto {other:?}");
+                    let (error, name) = worst(&two_steps(moved, &values).expect("steps"), &want);
+                    assert!(error <= 1e-9, "{name} is off by {error:e}");
+                    accepted += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > 0 && accepted > 0, "{refused}, {accepted}");
 }

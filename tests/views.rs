@@ -145,6 +145,40 @@ fn the_graph_has_every_stage_and_every_link() {
     assert_eq!(graph.matches('{').count(), graph.matches('}').count());
 }
 
+/// Where copies run beside kernels, the channels of a stage stand side by side.
+#[test]
+fn channels_that_overlap_stand_side_by_side() {
+    let budget = Budget {
+        device_bytes: 3 << 20,
+        host_bytes: 1 << 30,
+        disk_bytes: 0,
+    };
+    let net = Net::parse("f32", NET).with_overlap();
+    let plan = net.plan(budget, Strategy::OffloadAll).expect("a plan");
+    let trace = plan.trace();
+    let events = trace["traceEvents"].as_array().expect("events");
+    let number = |e: &serde_json::Value, name: &str| e[name].as_f64().expect("a number");
+    let mut beside = 0;
+    let stages = || (events.iter()).filter(|e| e["ph"] == "X" && e["tid"] == 1);
+    for (event, stage) in stages().zip(&plan.stages) {
+        let (from, dur) = (number(event, "ts"), number(event, "dur"));
+        let slices = || events.iter().filter(|e| e["ph"] == "X" && e["tid"] != 1);
+        let within = |e: &&serde_json::Value| {
+            let middle = number(e, "ts") + number(e, "dur") / 2.0;
+            middle > from && middle < from + dur
+        };
+        let channels: f64 = slices().filter(within).map(|e| number(e, "dur")).sum();
+        let c = &stage.cost;
+        let in_turn_secs = c.compute_secs + c.h2d_secs + c.d2h_secs;
+        assert!((channels / 1e6 - in_turn_secs).abs() <= 1e-6 * in_turn_secs);
+        beside += u32::from(stage.overlaps() && channels > dur);
+    }
+    assert!(beside > 0, "{}", plan.explain());
+    let page = plan.html("ahead", &compared(&plan));
+    assert!(page.contains("class=\"staging\"") && page.contains(" compute, "));
+    assert!(plan.dot().contains("bound by"));
+}
+
 #[test]
 fn the_trace_spans_the_predicted_step() {
     let plan = planned();

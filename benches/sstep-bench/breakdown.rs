@@ -40,6 +40,7 @@ pub fn table(plan: &Plan, timings: &Timings) -> Table {
         ("(disk read)", &timings.disk_read),
         ("(disk write)", &timings.disk_write),
         ("(store)", &timings.store),
+        ("(staging)", &timings.staging),
         ("(slide)", &timings.slide),
     ];
     for (name, spent) in copies.into_iter().filter(|(_, s)| s.calls > 0) {

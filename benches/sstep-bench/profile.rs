@@ -194,9 +194,13 @@ fn lines(plan: &Plan, machine: &Machine, timings: &Timings) -> BTreeMap<String, 
                     Home::Disk(_) => copy("to disk", at, region.points()),
                     Home::Device(_) | Home::Source => copy("store", at, region.points()),
                 },
+                Instr::Prefetch { at, region } => copy("to device", at, region.points()),
                 Instr::Fetch { at, region, .. } => match items[at.item as usize].role {
                     ItemRole::Supply(Home::Source) => copy("source", at, region.points()),
                     ItemRole::Supply(Home::Disk(_)) => copy("from disk", at, region.points()),
+                    _ if items[at.item as usize].staged_fetch().is_some() => {
+                        copy("staging", at, region.points());
+                    }
                     _ => copy("to device", at, region.points()),
                 },
                 Instr::Begin { .. } | Instr::Finish { .. } => {}
@@ -224,6 +228,7 @@ fn lines(plan: &Plan, machine: &Machine, timings: &Timings) -> BTreeMap<String, 
     }
     for (name, rate, measured) in [
         ("slide", None, timings.slide.secs),
+        ("staging", None, timings.staging.secs),
         ("store", None, timings.store.secs),
         (
             "source",

@@ -83,6 +83,8 @@ pub struct Timings {
     pub disk_write: Spent,
     /// Regions copied from windows to whole maps.
     pub store: Spent,
+    /// Regions copied to windows from where they waited on their way from the host.
+    pub staging: Spent,
     /// Rows that windows kept.
     pub slide: Spent,
     /// Parameter updates; the amount is in elements.
@@ -275,11 +277,17 @@ impl<'a, T: Real> Interpreter<'a, T> {
                 let amount = self.region_bytes(self.node(at), &keep);
                 self.timings.slide.add(amount, started);
             }
+            Instr::Prefetch { at, region } => {
+                let amount = self.region_bytes(self.node(at), &region);
+                self.timings.upload.add(amount, started);
+            }
             Instr::Fetch { at, region, .. } => {
                 let amount = self.region_bytes(self.node(at), &region);
-                let spent = match self.item(at).role {
+                let item = self.item(at);
+                let spent = match item.role {
                     ItemRole::Supply(Home::Source) => &mut self.timings.source,
                     ItemRole::Supply(Home::Disk(_)) => &mut self.timings.disk_read,
+                    _ if item.staged_fetch().is_some() => &mut self.timings.staging,
                     _ => &mut self.timings.upload,
                 };
                 spent.add(amount, started);
@@ -316,6 +324,14 @@ impl<'a, T: Real> Interpreter<'a, T> {
                 let to = self.item_place(at)?;
                 self.backend.slide(&from, &to, &keep)?;
             }
+            Instr::Prefetch { at, region } => {
+                self.enter(at.stage);
+                let staging = self.item(at).staged_fetch();
+                let staging =
+                    staging.ok_or_else(|| inconsistent("something is prefetched to nowhere"))?;
+                let dst = self.staged(staging, self.node(at), &region);
+                self.upload(at, region, &dst)?;
+            }
             Instr::Fetch {
                 at,
                 region,
@@ -343,7 +359,14 @@ impl<'a, T: Real> Interpreter<'a, T> {
                         let dst = self.whole(b, node);
                         self.backend.copy(&src, &region, &dst)?;
                     }
-                    Home::Host(h) => self.offload(h, node, &src, &region)?,
+                    Home::Host(h) => match self.item(at).staged_store(home) {
+                        None => self.offload(h, node, &src, &region)?,
+                        Some(b) => {
+                            let staging = self.staged(b, node, &region);
+                            self.backend.copy(&src, &region, &staging)?;
+                            self.offload(h, node, &staging, &region)?;
+                        }
+                    },
                     Home::Disk(d) => {
                         let disk = self.disk(d, node)?;
                         self.backend.spill(&src, &region, &disk)?;
@@ -387,8 +410,10 @@ impl<'a, T: Real> Interpreter<'a, T> {
         let node = self.node(at);
         self.present[at.item as usize] = present;
         let dst = self.item_place(at)?;
-        let ty = self.plan.program.node(node).ty;
-        let bytes = self.region_bytes(node, &region);
+        if let Some(b) = self.item(at).staged_fetch() {
+            let staging = self.staged(b, node, &region);
+            return self.backend.copy(&staging, &region, &dst);
+        }
         match self.item(at).role {
             ItemRole::Supply(Home::Source) => {
                 let source = self.sources.get(&node);
@@ -396,23 +421,38 @@ impl<'a, T: Real> Interpreter<'a, T> {
                 let name = &self.plan.program.node(node).name;
                 self.backend
                     .read_source(name, source.as_ref(), &region, &dst)?;
-                self.measured.source_bytes += bytes;
-            }
-            ItemRole::Supply(Home::Host(h)) => {
-                let data = self.host.get(h);
-                let data = data.ok_or_else(|| inconsistent("a host tensor is not there"))?;
-                let host = In::new(host_layout(&ty), data);
-                self.backend.upload(&host, &region, &dst)?;
-                self.measured.h2d_bytes += bytes;
+                self.measured.source_bytes += self.region_bytes(node, &region);
+                Ok(())
             }
             ItemRole::Supply(Home::Disk(d)) => {
                 let disk = self.disk(d, node)?;
                 self.backend.unspill(&disk, &region, &dst)?;
-                self.measured.disk_read_bytes += bytes;
+                self.measured.disk_read_bytes += self.region_bytes(node, &region);
+                Ok(())
             }
-            _ => return Err(inconsistent("something is fetched from nowhere")),
+            _ => self.upload(at, region, &dst),
         }
+    }
+
+    /// Copies a region of what an item reads from the host to the device.
+    fn upload(&mut self, at: At, region: Region, dst: &Place) -> Result<(), ExecError> {
+        let ItemRole::Supply(Home::Host(h)) = self.item(at).role else {
+            return Err(inconsistent("something is fetched from nowhere"));
+        };
+        let node = self.node(at);
+        let data = self.host.get(h);
+        let data = data.ok_or_else(|| inconsistent("a host tensor is not there"))?;
+        let host = In::new(host_layout(&self.plan.program.node(node).ty), data);
+        self.backend.upload(&host, &region, dst)?;
+        self.measured.h2d_bytes += self.region_bytes(node, &region);
         Ok(())
+    }
+
+    /// A region of a map on its way from or to the host: nothing else is there.
+    fn staged(&mut self, b: BufferIx, node: NodeIx, region: &Region) -> Place {
+        let ty = self.plan.program.node(node).ty;
+        let extents: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
+        self.place(b, Layout::window(&ty, &extents, region))
     }
 
     fn offload(

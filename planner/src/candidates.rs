@@ -52,6 +52,9 @@ pub struct Candidate {
     pub scratch_bytes: u64,
     /// Stored maps it reads or makes.
     pub touches: Vec<Touch>,
+    /// Whether it copies from and to the host beside its kernels; its scratch and
+    /// credits then include what that takes.
+    pub prefetches: bool,
     /// Which frontier recomputation stops at.
     pub frontier: &'static str,
 }
@@ -131,6 +134,8 @@ pub fn candidates(
                 secs: 0.0,
                 scratch_bytes: 0,
                 touches: Vec::new(),
+                // Where memory is all that counts, nothing waits on the device.
+                prefetches: machine.copies_overlap && grids != Grids::Smallest,
                 frontier: frontier.name,
             };
             if shell.targets.is_empty() {
@@ -281,24 +286,35 @@ fn finish(
         .filter(|&i| saves(i))
         .map(|i| cost.window_bytes[i])
         .sum();
+    let staging_bytes = |i: usize| {
+        let staged = shell.prefetches && is_touch(i);
+        let bytes = if staged {
+            cost.staged[i].buffer_bytes
+        } else {
+            0
+        };
+        bytes.next_multiple_of(64)
+    };
+    let staging: u64 = (0..body.items.len()).map(staging_bytes).sum();
     let touches = (0..body.items.len())
         .filter(|&i| is_touch(i))
         .map(|i| Touch {
             node: body.items[i].node,
             reads: body.items[i].role == Role::Supply,
             copy_bytes: cost.copy_bytes[i],
-            credit_bytes: if saves(i) && windows > 0 {
-                let share = cost.window_bytes[i] as f64 / windows as f64;
-                ((full - least) as f64 * share) as u64
-            } else {
-                0
-            },
+            credit_bytes: staging_bytes(i)
+                + if saves(i) && windows > 0 {
+                    let share = cost.window_bytes[i] as f64 / windows as f64;
+                    ((full - least) as f64 * share) as u64
+                } else {
+                    0
+                },
         })
         .collect();
     Candidate {
         grid,
         secs: cost.secs,
-        scratch_bytes: full + states,
+        scratch_bytes: full + staging + states,
         touches,
         ..shell.clone()
     }

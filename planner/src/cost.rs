@@ -19,6 +19,15 @@ struct ItemSums {
     capacity: usize,
     kept: bool,
     direct: bool,
+    /// Most that one tile computes, and that one emits.
+    most_computed: usize,
+    most_emitted: usize,
+    /// What the first tile computes that computes anything, and the last emits.
+    first_computed: usize,
+    last_emitted: usize,
+    /// Which tiles these are.
+    first_tile: usize,
+    last_tile: usize,
 }
 
 /// All items of a body along one axis.
@@ -38,9 +47,15 @@ impl AxisSums {
             capacity: 0,
             kept: false,
             direct: true,
+            most_computed: 0,
+            most_emitted: 0,
+            first_computed: 0,
+            last_emitted: 0,
+            first_tile: usize::MAX,
+            last_tile: 0,
         };
         let mut items = vec![none; sweeper.n_items()];
-        sweeper.walk(grid, |_, row| {
+        sweeper.walk(grid, |tile, row| {
             for (sums, s) in items.iter_mut().zip(row) {
                 let kept = s.window.len().saturating_sub(s.compute.len());
                 sums.computed += s.compute.len() as u64;
@@ -51,6 +66,16 @@ impl AxisSums {
                     sums.active += 1;
                     sums.slid += kept as u64;
                     sums.direct &= s.compute == s.emit;
+                    sums.most_computed = sums.most_computed.max(s.compute.len());
+                    if tile < sums.first_tile {
+                        (sums.first_tile, sums.first_computed) = (tile, s.compute.len());
+                    }
+                }
+                if !s.emit.is_empty() {
+                    sums.most_emitted = sums.most_emitted.max(s.emit.len());
+                    if tile >= sums.last_tile {
+                        (sums.last_tile, sums.last_emitted) = (tile, s.emit.len());
+                    }
                 }
             }
         });
@@ -76,6 +101,14 @@ pub struct ItemTotals {
     /// Whether it computes exactly what it emits, so that it can be computed
     /// in place in the stored map.
     pub direct: bool,
+    /// Most positions that one tile computes or fetches.
+    pub most_points: u64,
+    /// Most positions that one tile stores.
+    pub most_emitted: u64,
+    /// Positions of the first region that is computed or fetched.
+    pub first_points: u64,
+    /// Positions of the last region that is stored.
+    pub last_emitted: u64,
 }
 
 /// Combines axes into totals per item.
@@ -88,6 +121,10 @@ pub fn totals(axes: &[&AxisSums], item: usize) -> ItemTotals {
         capacity: [1; 4],
         kept: false,
         direct: true,
+        most_points: 1,
+        most_emitted: 1,
+        first_points: 1,
+        last_emitted: 1,
     };
     for (a, axis) in axes.iter().enumerate() {
         let s = &axis.items[item];
@@ -98,8 +135,36 @@ pub fn totals(axes: &[&AxisSums], item: usize) -> ItemTotals {
         t.capacity[a] = s.capacity;
         t.kept |= s.kept;
         t.direct &= s.direct;
+        t.most_points *= s.most_computed as u64;
+        t.most_emitted *= s.most_emitted as u64;
+        t.first_points *= s.first_computed as u64;
+        t.last_emitted *= s.last_emitted as u64;
     }
     t
+}
+
+/// What of an item's copies from or to the host can run beside kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Staged {
+    /// Bytes of the buffer that this takes: the largest region copied at a time.
+    /// 0 if all is copied at once, so that there is nothing to run beside.
+    pub buffer_bytes: u64,
+    /// Bytes that no kernel hides: of the first region fetched, or the last stored.
+    pub exposed_bytes: u64,
+}
+
+impl Staged {
+    fn new(n_regions: u64, point_bytes: u64, most_points: u64, exposed_points: u64) -> Self {
+        let one_by_one = n_regions > 1;
+        Staged {
+            buffer_bytes: if one_by_one {
+                most_points * point_bytes
+            } else {
+                0
+            },
+            exposed_bytes: exposed_points * point_bytes,
+        }
+    }
 }
 
 /// Cost of a body on a grid, with supplies and stores not yet placed.
@@ -115,6 +180,8 @@ pub struct BodyCost {
     pub window_bytes: Vec<u64>,
     /// Per item: bytes copied if it is fetched from, or stored to, the host.
     pub copy_bytes: Vec<u64>,
+    /// Per item: how those bytes can be copied beside kernels.
+    pub staged: Vec<Staged>,
     /// Per item: what the axes add up to.
     pub totals: Vec<ItemTotals>,
 }
@@ -209,6 +276,7 @@ impl BodyCost {
             source_bytes: 0,
             window_bytes: vec![0; n],
             copy_bytes: vec![0; n],
+            staged: vec![Staged::default(); n],
             totals: (0..n).map(|i| totals(axes, i)).collect(),
         };
         for (i, (item, rate)) in body.items.iter().zip(&rates.items).enumerate() {
@@ -225,6 +293,9 @@ impl BodyCost {
                     if rate.is_source {
                         cost.source_bytes += cost.copy_bytes[i];
                         cost.secs += cost.copy_bytes[i] as f64 / rates.source_bytes_per_sec;
+                    } else {
+                        let (most, first) = (t.most_points, t.first_points);
+                        cost.staged[i] = Staged::new(t.launches, rate.point_bytes, most, first);
                     }
                     continue;
                 }
@@ -233,6 +304,10 @@ impl BodyCost {
             };
             if item.role != Role::Flat {
                 cost.copy_bytes[i] = t.emitted * rate.point_bytes;
+            }
+            if item.target {
+                let (most, last) = (t.most_emitted, t.last_emitted);
+                cost.staged[i] = Staged::new(t.launches, rate.point_bytes, most, last);
             }
             cost.flops += rate.flops_per_point * points as f64;
             cost.secs += rate.timer.secs(points, launches);

@@ -3,13 +3,17 @@
 //! Instructions are generated tile by tile and never stored: a step over a
 //! gigapixel slide has millions. Overlap axes are the outer loops; the carry
 //! axis, if any, is the innermost, so that windows start empty on each strip.
+//!
+//! What an item with a staging buffer fetches is copied there one region ahead: the
+//! first before the loop, the next as soon as the last has gone to its window, so
+//! that the host's link has a whole tile's time for it.
 
 use std::ops::ControlFlow;
 
-use sstep_autodiff::Region;
+use sstep_autodiff::{Region, Span};
 
 use crate::plan::{Home, HostIx, ItemRole, Plan, Stage, Value};
-use crate::sweep::AxisSweep;
+use crate::sweep::{AxisSweep, Spans};
 
 /// One thing to do. Stages and items are positions in the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +30,15 @@ pub enum Instr {
         /// Positions kept.
         keep: Region,
     },
-    /// Copies a region of a stored map into a window.
+    /// Copies a region from the host into an item's staging buffer.
+    Prefetch {
+        /// Stage and item.
+        at: At,
+        /// Positions copied.
+        region: Region,
+    },
+    /// Copies a region of a stored map into a window; from the item's staging buffer
+    /// if it has one.
     Fetch {
         /// Stage and item.
         at: At,
@@ -44,7 +56,8 @@ pub enum Instr {
         /// What the value's buffer holds afterwards.
         present: Region,
     },
-    /// Copies a region of a value to a home.
+    /// Copies a region of a value to a home; to the host by way of the item's staging
+    /// buffer if it has one.
     Store {
         /// Stage and item.
         at: At,
@@ -182,6 +195,9 @@ impl<'a> TileLoop<'a> {
     fn run<B>(&mut self, visit: &mut impl FnMut(Instr) -> ControlFlow<B>) -> ControlFlow<B> {
         let carry = self.stage.carry_axis();
         let mut tile = vec![0; self.sweeps.len()];
+        for item in 0..self.stage.items.len() {
+            self.prefetch(item, tile.clone(), visit)?;
+        }
         loop {
             if carry.is_none_or(|axis| tile[axis] == 0) {
                 self.present.fill(None);
@@ -189,17 +205,55 @@ impl<'a> TileLoop<'a> {
             for item in 0..self.stage.items.len() {
                 self.item(item, &tile, carry, visit)?;
             }
-            // Next tile: the innermost axis turns fastest.
-            let mut loops = self.order.iter().rev();
-            loop {
-                let Some(&axis) = loops.next() else {
-                    return ControlFlow::Continue(());
+            if !self.advance(&mut tile) {
+                return ControlFlow::Continue(());
+            }
+        }
+    }
+
+    /// Goes on to the next tile, unless it was the last: the innermost axis turns
+    /// fastest.
+    fn advance(&self, tile: &mut [usize]) -> bool {
+        for &axis in self.order.iter().rev() {
+            tile[axis] += 1;
+            if tile[axis] < self.sweeps[axis].n_tiles() {
+                return true;
+            }
+            tile[axis] = 0;
+        }
+        false
+    }
+
+    /// A region of a tile, by one of its spans per axis.
+    fn region(&self, item: usize, tile: &[usize], which: fn(&Spans) -> Span) -> Region {
+        let spans: Vec<_> = (tile.iter().enumerate())
+            .map(|(a, &t)| which(self.sweeps[a].get(t, item)))
+            .collect();
+        Region::new(&spans)
+    }
+
+    /// Copies the first region that an item fetches in `tile` or, failing that, in a
+    /// later one to its staging buffer, if it has one.
+    fn prefetch<B>(
+        &self,
+        item: usize,
+        mut tile: Vec<usize>,
+        visit: &mut impl FnMut(Instr) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        if self.stage.items[item].staged_fetch().is_none() {
+            return ControlFlow::Continue(());
+        }
+        loop {
+            let region = self.region(item, &tile, |s| s.compute);
+            if !region.is_empty() {
+                let at = At {
+                    stage: self.index,
+                    item: item as u32,
                 };
-                tile[axis] += 1;
-                if tile[axis] < self.sweeps[axis].n_tiles() {
-                    break;
-                }
-                tile[axis] = 0;
+                return visit(Instr::Prefetch { at, region });
+            }
+            if !self.advance(&mut tile) {
+                return ControlFlow::Continue(());
             }
         }
     }
@@ -216,12 +270,7 @@ impl<'a> TileLoop<'a> {
             stage: self.index,
             item: item as u32,
         };
-        let pick = |which: fn(&crate::sweep::Spans) -> sstep_autodiff::Span| {
-            let spans: Vec<_> = (tile.iter().enumerate())
-                .map(|(a, &t)| which(self.sweeps[a].get(t, item)))
-                .collect();
-            Region::new(&spans)
-        };
+        let pick = |which| self.region(item, tile, which);
         let compute = pick(|s| s.compute);
         let emit = pick(|s| s.emit);
         match this.role {
@@ -258,6 +307,10 @@ impl<'a> TileLoop<'a> {
                     region: compute,
                     present,
                 })?;
+                let mut next = tile.to_vec();
+                if self.advance(&mut next) {
+                    self.prefetch(item, next, visit)?;
+                }
             }
         } else {
             visit(Instr::Compute {

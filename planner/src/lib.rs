@@ -36,6 +36,7 @@ pub mod machine;
 mod master;
 mod memo;
 mod objective;
+pub mod overlap;
 pub mod pack;
 pub mod place;
 mod plan;
@@ -66,7 +67,7 @@ pub use plan::{
 pub use program::{NodeIx, Program, StepSpec, Update};
 pub use strategy::Strategy;
 pub use sweep::{AxisGrid, AxisPolicy};
-pub use verify::{Violation, verify};
+pub use verify::{Violation, verify, verify_sequence};
 
 use compare::compare;
 

@@ -213,6 +213,7 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
             targets,
             supplied,
             grid: c.grid.clone(),
+            prefetches: c.prefetches,
             why: format!("recomputes back to {}", c.frontier),
         })
         .collect();

@@ -43,6 +43,8 @@ pub enum Purpose {
     Accumulator,
     /// Scratch of kernels.
     Workspace,
+    /// A region of a map on its way between host and device.
+    Staging,
 }
 
 /// A buffer of the arena, at its final offset.
@@ -147,6 +149,32 @@ pub struct StageItem {
     pub stores: Vec<Home>,
     /// Doubles in which a reduction accumulates, unless in place.
     pub accumulator: Option<BufferIx>,
+    /// Where a region waits on its way from or to the host, so that the copy runs
+    /// beside the kernels: the next one of a map that is fetched, the last one of a
+    /// map that is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging: Option<BufferIx>,
+}
+
+impl StageItem {
+    /// Where what it fetches from the host was put before, if anywhere.
+    pub fn staged_fetch(&self) -> Option<BufferIx> {
+        match self.role {
+            ItemRole::Supply(Home::Host(_)) => self.staging,
+            ItemRole::Supply(Home::Device(_) | Home::Disk(_) | Home::Source)
+            | ItemRole::Compute
+            | ItemRole::Reduce
+            | ItemRole::Flat => None,
+        }
+    }
+
+    /// Where what it stores to `home` is put first, if anywhere.
+    pub fn staged_store(&self, home: Home) -> Option<BufferIx> {
+        match home {
+            Home::Host(_) => self.staging,
+            Home::Device(_) | Home::Disk(_) | Home::Source => None,
+        }
+    }
 }
 
 /// What a stage does with a node.
@@ -180,8 +208,16 @@ pub struct Stage {
 /// Predicted cost of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageCost {
-    /// Seconds.
+    /// Seconds. Where copies run beside kernels, less than those below add up to.
     pub secs: f64,
+    /// Seconds of kernels, of copies within the device and of reading sources.
+    pub compute_secs: f64,
+    /// Seconds of copies from host to device.
+    pub h2d_secs: f64,
+    /// Seconds of copies from device to host.
+    pub d2h_secs: f64,
+    /// Seconds of reading from disk and writing there; nothing runs beside them.
+    pub disk_secs: f64,
     /// Work, halo and recomputation included, in FLOPs.
     pub flops: f64,
     /// Bytes read from sources.
@@ -196,6 +232,20 @@ pub struct StageCost {
     pub disk_write_bytes: u64,
     /// Arena high-water while it runs, in bytes.
     pub high_water_bytes: u64,
+}
+
+impl StageCost {
+    /// The channel that takes longest, in words.
+    pub fn bound_by(&self) -> &'static str {
+        let copies_secs = self.h2d_secs.max(self.d2h_secs);
+        if self.compute_secs >= copies_secs {
+            "compute"
+        } else if self.h2d_secs >= self.d2h_secs {
+            "copies to the device"
+        } else {
+            "copies to the host"
+        }
+    }
 }
 
 /// What a plan promises.
@@ -322,6 +372,11 @@ impl Stage {
     /// Number of tiles.
     pub fn n_tiles(&self) -> u64 {
         self.grid.iter().map(|g| g.n_tiles() as u64).product()
+    }
+
+    /// Whether copies from or to the host run beside its kernels.
+    pub fn overlaps(&self) -> bool {
+        self.items.iter().any(|i| i.staging.is_some())
     }
 }
 

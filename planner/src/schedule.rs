@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use sstep_autodiff::{Op, ReductionState};
 
 use crate::budget::Budget;
-use crate::cost::{AxisSums, BodyCost, BodyRates};
+use crate::cost::{AxisSums, BodyCost, BodyRates, Staged};
 use crate::machine::Machine;
 use crate::objective::Objective;
+use crate::overlap::{Channels, Moved};
 use crate::pack::{ALIGN, Request, pack};
 use crate::plan::{
     Buffer, BufferIx, DiskIx, DiskTensor, Home, HostIx, HostTensor, ItemRole, Plan, Predicted,
@@ -34,6 +35,8 @@ pub struct StageDecision {
     pub supplied: BTreeSet<NodeIx>,
     /// How it is cut.
     pub grid: Vec<AxisGrid>,
+    /// Whether it copies from and to the host beside its kernels.
+    pub prefetches: bool,
     /// Why.
     pub why: String,
 }
@@ -269,11 +272,11 @@ impl<'a> Scheduler<'a> {
     fn stage(&mut self, at: usize) {
         let (program, machine) = (self.program, self.machine);
         let body = self.bodies[at].clone();
-        let (level, grid, why) = match &self.order[at] {
-            Slot::Flat { level, .. } => (*level, Vec::new(), "flat tensors".to_owned()),
+        let (level, grid, prefetches, why) = match &self.order[at] {
+            Slot::Flat { level, .. } => (*level, Vec::new(), false, "flat tensors".to_owned()),
             Slot::Loop { decided } => {
                 let d = &self.decision.stages[*decided];
-                (d.level, d.grid.clone(), d.why.clone())
+                (d.level, d.grid.clone(), d.prefetches, d.why.clone())
             }
         };
         let sums: Vec<AxisSums> = (grid.iter().enumerate())
@@ -281,12 +284,8 @@ impl<'a> Scheduler<'a> {
             .collect();
         let rates = BodyRates::new(program, machine, &body);
         let cost = BodyCost::new(&rates, &body, &sums.iter().collect::<Vec<_>>());
-        let mut total = StageCost {
-            secs: cost.secs,
-            flops: cost.flops,
-            source_bytes: cost.source_bytes,
-            ..StageCost::default()
-        };
+        let mut channels = Channels::new(machine, cost.secs);
+        let (mut disk_read_bytes, mut disk_write_bytes) = (0, 0);
         let first = self.ticks[at].0;
         let mut items = Vec::with_capacity(body.items.len());
         for (i, item) in body.items.iter().enumerate() {
@@ -298,6 +297,7 @@ impl<'a> Scheduler<'a> {
                 .map(|h| h.0);
             let tick = first + 1 + i as u32;
             let mut accumulator = None;
+            let mut staging = None;
             let mut stores = Vec::new();
             let (role, value) = match item.role {
                 Role::Flat => (ItemRole::Flat, Value::Flat(self.flat(n, tick))),
@@ -320,8 +320,12 @@ impl<'a> Scheduler<'a> {
                     (None, beyond) => {
                         let home = beyond.copied().unwrap_or(Home::Source);
                         match home {
-                            Home::Host(_) => total.h2d_bytes += cost.copy_bytes[i],
-                            Home::Disk(_) => total.disk_read_bytes += cost.copy_bytes[i],
+                            Home::Host(_) => {
+                                let moved;
+                                (staging, moved) = self.staging(at, n, &cost, i, prefetches);
+                                channels.fetch(machine, moved);
+                            }
+                            Home::Disk(_) => disk_read_bytes += cost.copy_bytes[i],
                             Home::Device(_) | Home::Source => {}
                         }
                         (ItemRole::Supply(home), self.window(at, &body, i, &cost))
@@ -340,9 +344,12 @@ impl<'a> Scheduler<'a> {
                         }
                         if let Some(&home) = self.beyond_home.get(&n) {
                             stores.push(home);
-                            match home {
-                                Home::Disk(_) => total.disk_write_bytes += cost.copy_bytes[i],
-                                _ => total.d2h_bytes += cost.copy_bytes[i],
+                            if let Home::Disk(_) = home {
+                                disk_write_bytes += cost.copy_bytes[i];
+                            } else {
+                                let moved;
+                                (staging, moved) = self.staging(at, n, &cost, i, prefetches);
+                                channels.store(machine, moved);
                             }
                         }
                     }
@@ -355,12 +362,32 @@ impl<'a> Scheduler<'a> {
                 value,
                 stores,
                 accumulator,
+                staging,
             });
         }
-        total.secs += machine.fetch_secs(Tier::Host, total.h2d_bytes)
-            + machine.store_secs(Tier::Host, total.d2h_bytes)
-            + machine.fetch_secs(Tier::Disk, total.disk_read_bytes)
-            + machine.store_secs(Tier::Disk, total.disk_write_bytes);
+        let overlaps = items.iter().any(|i: &StageItem| i.staging.is_some());
+        let n_tiles = grid.iter().map(|g| g.n_tiles() as u64).product();
+        let secs = if overlaps {
+            channels.overlapped_secs(n_tiles)
+        } else {
+            channels.in_turn_secs()
+        };
+        let disk_secs = machine.fetch_secs(Tier::Disk, disk_read_bytes)
+            + machine.store_secs(Tier::Disk, disk_write_bytes);
+        let total = StageCost {
+            secs: secs + disk_secs,
+            compute_secs: channels.compute_secs,
+            h2d_secs: channels.h2d.secs(),
+            d2h_secs: channels.d2h.secs(),
+            disk_secs,
+            flops: cost.flops,
+            source_bytes: cost.source_bytes,
+            h2d_bytes: channels.h2d.bytes(),
+            d2h_bytes: channels.d2h.bytes(),
+            disk_read_bytes,
+            disk_write_bytes,
+            high_water_bytes: 0,
+        };
         self.stages.push(Stage {
             level,
             items,
@@ -375,6 +402,36 @@ impl<'a> Scheduler<'a> {
         let b = self.buffer(Some(n), Purpose::Flat, bytes, (from, from));
         self.flat_home[n.ix()] = Some(b);
         b
+    }
+
+    /// The buffer that an item passes on its way from or to the host, throughout the
+    /// stage, if its copies run beside kernels; and what is copied.
+    fn staging(
+        &mut self,
+        at: usize,
+        node: NodeIx,
+        cost: &BodyCost,
+        item: usize,
+        prefetches: bool,
+    ) -> (Option<BufferIx>, Moved) {
+        let Staged {
+            buffer_bytes,
+            exposed_bytes,
+        } = cost.staged[item];
+        let is_staged = prefetches && buffer_bytes > 0;
+        let live = self.ticks[at];
+        let buffer =
+            is_staged.then(|| self.buffer(Some(node), Purpose::Staging, buffer_bytes, live));
+        let moved = Moved {
+            bytes: cost.copy_bytes[item],
+            exposed_bytes,
+            n_staged: if is_staged {
+                cost.totals[item].launches
+            } else {
+                0
+            },
+        };
+        (buffer, moved)
     }
 
     fn window(&mut self, at: usize, body: &Body, item: usize, cost: &BodyCost) -> Value {

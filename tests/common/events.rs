@@ -233,6 +233,10 @@ impl Walk<'_> {
                 self.read(own);
                 self.write(own);
             }
+            Instr::Prefetch { at, .. } => {
+                let staging = item(at).staged_fetch();
+                self.write(staging.expect("a prefetch has a staging buffer"));
+            }
             Instr::Fetch {
                 at,
                 region,
@@ -249,6 +253,9 @@ impl Walk<'_> {
                 }
                 let own = self.own(at);
                 if matches!(instr, Instr::Fetch { .. }) {
+                    if let Some(staging) = item(at).staged_fetch() {
+                        self.read(staging);
+                    }
                     self.reads[at.stage as usize].insert(item(at).node);
                     if let ItemRole::Supply(Home::Disk(d)) = item(at).role {
                         self.disk[d.0 as usize].reads.push(self.now);
@@ -267,6 +274,9 @@ impl Walk<'_> {
                 match home {
                     Home::Device(b) => self.extend(b),
                     Home::Host(h) => {
+                        if let Some(staging) = item(at).staged_store(home) {
+                            self.write(staging);
+                        }
                         self.host[h.0 as usize].0.get_or_insert(self.now);
                     }
                     Home::Disk(d) => self.spill(d),

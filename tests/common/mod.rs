@@ -70,6 +70,7 @@ pub struct Net {
     pub tape: Tape,
     pub loss: NodeId,
     pub spec: StepSpec,
+    pub machine: Machine,
 }
 
 impl Net {
@@ -81,7 +82,13 @@ impl Net {
             ..StepSpec::default()
         };
         spec.outputs.extend(grads.iter().map(|(_, g)| g));
-        Net { tape, loss, spec }
+        let machine = Machine::cpu_default();
+        Net {
+            tape,
+            loss,
+            spec,
+            machine,
+        }
     }
 
     /// Appends gradients and asks for updates of all parameters by a rule with
@@ -95,7 +102,13 @@ impl Net {
             updates,
             state_slots,
         };
-        Net { tape, loss, spec }
+        let machine = Machine::cpu_default();
+        Net {
+            tape,
+            loss,
+            spec,
+            machine,
+        }
     }
 
     /// A net from the text form without its header. The last line defines the
@@ -118,14 +131,14 @@ impl Net {
         self
     }
 
+    /// The same on a machine whose copies run beside its kernels.
+    pub fn with_overlap(mut self) -> Net {
+        self.machine.copies_overlap = true;
+        self
+    }
+
     pub fn plan(&self, budget: Budget, strategy: Strategy) -> Result<Plan, PlanError> {
-        plan(
-            &self.tape,
-            &self.spec,
-            &Machine::cpu_default(),
-            budget,
-            strategy,
-        )
+        plan(&self.tape, &self.spec, &self.machine, budget, strategy)
     }
 
     /// The smallest device cap found, `None` if the host is too small for any.

@@ -2,7 +2,8 @@
 // Device memory is memory of the process, and kernels are functions of a shared
 // library whose path a module's image names. What a stream is given is done as
 // late as possible and in a random order of all that is legal: a wait that is
-// missing shows in the results.
+// missing shows in the results. Beside that order there is a clock: when each task
+// would begin and end if streams ran side by side, at rates that a test sets.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -26,18 +27,41 @@ static size_t live_bytes, peak_bytes;
 
 static std::map<uint64_t, size_t> pinned;
 
+// A point that a stream has reached, and when.
+struct Mark {
+    bool done;
+    double secs;
+    struct Stream *of;
+};
+
 // What a stream has yet to do, or to wait for.
 struct Task {
     std::function<void()> run;
-    std::shared_ptr<bool> until;
+    std::shared_ptr<Mark> until;
+    double given_secs, secs;
 };
 struct Stream {
+    // As the backend makes them: kernels, copies to the device, copies to the host.
+    size_t lane;
     std::deque<Task> tasks;
+    double clock_secs = 0;
 };
 struct Event {
-    std::shared_ptr<bool> done = std::make_shared<bool>(true);
+    std::shared_ptr<Mark> mark = std::make_shared<Mark>(Mark{true, 0, nullptr});
 };
 static std::vector<Stream *> streams;
+
+// Seconds of a block of a kernel, of a byte to the device and of one to the host;
+// what each has taken, and when the host has come how far.
+enum Kind { KERNEL, TO_DEVICE, TO_HOST, NOTHING };
+static double rates[4], busy_secs[4], host_secs, end_secs;
+
+// The wait that is not made, counted from the next on; 0 for none.
+static size_t waits, dropped;
+static std::shared_ptr<Mark> unheeded;
+static Stream *hasty;
+// The lane that does nothing while another can go on; 3 for none.
+static size_t slow_lane = 3;
 
 static size_t below(size_t n) {
     static uint64_t state = 1;
@@ -49,15 +73,25 @@ static size_t below(size_t n) {
 static void step() {
     std::vector<Stream *> ready;
     for (Stream *s : streams)
-        if (!s->tasks.empty() && (!s->tasks.front().until || *s->tasks.front().until))
+        if (!s->tasks.empty() && (!s->tasks.front().until || s->tasks.front().until->done))
             ready.push_back(s);
     if (ready.empty()) {
         fprintf(stderr, "every stream waits for another\n");
         abort();
     }
     Stream *s = ready[below(ready.size())];
+    for (Stream *other : ready)
+        if (s->lane == slow_lane) s = other;
+    // What ought to have waited runs first, what it ought to have waited for last.
+    if (unheeded && !unheeded->done)
+        for (Stream *other : ready)
+            if (other == hasty || s == unheeded->of) s = other;
     Task task = s->tasks.front();
     s->tasks.pop_front();
+    double from = task.until ? task.until->secs : task.given_secs;
+    if (from > s->clock_secs) s->clock_secs = from;
+    s->clock_secs += task.secs;
+    if (s->clock_secs > end_secs) end_secs = s->clock_secs;
     if (task.run) task.run();
 }
 
@@ -65,8 +99,15 @@ static void drain(Stream *s) {
     while (!s->tasks.empty()) step();
 }
 
-static void give(void *stream, std::function<void()> run) {
-    ((Stream *)stream)->tasks.push_back({run, nullptr});
+static void give(void *stream, std::function<void()> run, Kind kind = NOTHING, double n = 0) {
+    double secs = n * rates[kind];
+    busy_secs[kind] += secs;
+    ((Stream *)stream)->tasks.push_back({run, nullptr, host_secs, secs});
+}
+
+// The host waits until then.
+static void host_until(double secs) {
+    if (secs > host_secs) host_secs = secs;
 }
 
 static bool is_within(const std::map<uint64_t, size_t> &memory, uint64_t at, size_t bytes) {
@@ -105,6 +146,34 @@ extern "C" {
 size_t standin_live_bytes() { return live_bytes; }
 size_t standin_peak_bytes() { return peak_bytes; }
 
+void standin_start_clock(double block, double byte_to_device, double byte_to_host) {
+    Guard guard(lock);
+    for (Stream *s : streams) {
+        drain(s);
+        s->clock_secs = 0;
+    }
+    rates[KERNEL] = block;
+    rates[TO_DEVICE] = byte_to_device;
+    rates[TO_HOST] = byte_to_host;
+    for (double &secs : busy_secs) secs = 0;
+    host_secs = end_secs = 0;
+}
+// Of kernels (0), copies to the device (1) and to the host (2).
+double standin_busy_secs(int kind) { return busy_secs[kind]; }
+double standin_end_secs() { return end_secs; }
+
+// From now on a lane is slow, and the wait of this number, from 1, is not made.
+void standin_drop_wait(size_t number, size_t lane) {
+    Guard guard(lock);
+    waits = 0;
+    dropped = number;
+    slow_lane = lane;
+    unheeded = nullptr;
+}
+size_t standin_waits() { return waits; }
+// Of the wait that was not made: three times who ought to have waited, and for whom.
+size_t standin_dropped() { return unheeded ? 3 * hasty->lane + unheeded->of->lane : 9; }
+
 Result cuInit(unsigned) { return OK; }
 Result cuDeviceGetCount(int *n) { *n = 1; return OK; }
 Result cuDeviceGet(int *device, int ordinal) { *device = ordinal; return OK; }
@@ -126,7 +195,8 @@ Result cuCtxSynchronize() {
 }
 Result cuStreamCreate(void **stream, unsigned) {
     Guard guard(lock);
-    streams.push_back(new Stream);
+    static size_t made;
+    streams.push_back(new Stream{made++ % 3, {}});
     *stream = streams.back();
     return OK;
 }
@@ -140,28 +210,38 @@ Result cuStreamDestroy_v2(void *stream) {
 Result cuStreamSynchronize(void *stream) {
     Guard guard(lock);
     drain((Stream *)stream);
+    host_until(((Stream *)stream)->clock_secs);
     return OK;
 }
 Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
     Guard guard(lock);
     static const char *fault = getenv("SSTEP_FAULT");
     if (fault && !strcmp(fault, "waits that are not made")) return OK;
-    ((Stream *)stream)->tasks.push_back({nullptr, ((Event *)event)->done});
+    std::shared_ptr<Mark> mark = ((Event *)event)->mark;
+    // A wait for what is done already shows nowhere.
+    if (!mark->done && ++waits == dropped) {
+        unheeded = mark;
+        hasty = (Stream *)stream;
+        return OK;
+    }
+    ((Stream *)stream)->tasks.push_back({nullptr, mark, 0, 0});
     return OK;
 }
 Result cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
 Result cuEventDestroy_v2(void *event) { delete (Event *)event; return OK; }
 Result cuEventRecord(void *event, void *stream) {
     Guard guard(lock);
-    std::shared_ptr<bool> done = std::make_shared<bool>(false);
-    ((Event *)event)->done = done;
-    give(stream, [done] { *done = true; });
+    Stream *s = (Stream *)stream;
+    std::shared_ptr<Mark> mark = std::make_shared<Mark>(Mark{false, 0, s});
+    ((Event *)event)->mark = mark;
+    give(stream, [mark, s] { *mark = {true, s->clock_secs, s}; });
     return OK;
 }
 Result cuEventSynchronize(void *event) {
     Guard guard(lock);
-    std::shared_ptr<bool> done = ((Event *)event)->done;
-    while (!*done) step();
+    std::shared_ptr<Mark> mark = ((Event *)event)->mark;
+    while (!mark->done) step();
+    host_until(mark->secs);
     return OK;
 }
 Result cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
@@ -245,9 +325,10 @@ Result cuMemcpy3DAsync_v2(const Copy3d *c, void *stream) {
             if (!is_live((uint64_t)(to_device ? to : from), width)) return INVALID;
             if (to_device && !is_within(pinned, (uint64_t)from, width)) {
                 std::string taken(from, width);
-                give(stream, [=] { memcpy(to, taken.data(), width); });
+                give(stream, [=] { memcpy(to, taken.data(), width); }, TO_DEVICE, width);
             } else {
-                give(stream, [=] { memcpy(to, from, width); });
+                Kind kind = to_device ? TO_DEVICE : TO_HOST;
+                give(stream, [=] { memcpy(to, from, width); }, kind, width);
             }
         }
     return OK;
@@ -277,7 +358,8 @@ Result cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, uns
     const Function &f = *(const Function *)function;
     if (gx == 0 || gy * gz != 1 || bx == 0 || bx > 1024 || by * bz != 1 || shared) return INVALID;
     std::string args((const char *)params[0], f.args_bytes);
-    give(stream, [&f, args, gx, bx] { f.launch(f.kernel, f.name.c_str(), args.data(), gx, bx); });
+    auto run = [&f, args, gx, bx] { f.launch(f.kernel, f.name.c_str(), args.data(), gx, bx); };
+    give(stream, run, KERNEL, gx);
     return OK;
 }
 }

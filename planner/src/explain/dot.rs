@@ -27,6 +27,9 @@ impl Plan {
             }
             let peak = ByteSize(s.cost.high_water_bytes);
             lines.push(format!("{:.3} s, arena up to {peak}", s.cost.secs));
+            if self.stages[s.index].overlaps() {
+                lines.push(format!("bound by {}", s.cost.bound_by()));
+            }
             let lines: Vec<String> = lines.iter().map(|l| quote(l)).collect();
             let _ = writeln!(out, "  s{} [label=\"{}\"];", s.index, lines.join("\\n"));
         }

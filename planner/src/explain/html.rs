@@ -12,7 +12,7 @@ use std::fmt::Write;
 use super::picture::{BufferSpan, Picture};
 use super::purpose;
 use crate::budget::ByteSize;
-use crate::plan::{Plan, Purpose};
+use crate::plan::{Plan, Purpose, Stage};
 
 /// Another strategy at the same caps.
 #[derive(Clone, Debug, PartialEq)]
@@ -347,7 +347,7 @@ impl Plan {
             let _ = write!(
                 out,
                 "<tr><td class=\"n\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td>\
-                 <td>{}</td><td class=\"n\">{} ({})</td><td class=\"n\">{}</td>\
+                 <td>{}</td><td class=\"n\">{} ({})</td><td class=\"n\">{}{}</td>\
                  <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
                  <td class=\"why\">{}</td></tr>",
                 s.index,
@@ -358,6 +358,7 @@ impl Plan {
                 s.nodes,
                 s.recomputes,
                 secs(s.cost.secs),
+                beside(&self.stages[s.index]),
                 ByteSize(s.cost.in_bytes()),
                 ByteSize(s.cost.out_bytes()),
                 ByteSize(s.cost.high_water_bytes),
@@ -480,7 +481,7 @@ impl Axis {
 }
 
 /// All purposes, in the order of the legend.
-const PURPOSES: [Purpose; 7] = [
+const PURPOSES: [Purpose; 8] = [
     Purpose::Leaf,
     Purpose::OptimiserState,
     Purpose::Flat,
@@ -488,6 +489,7 @@ const PURPOSES: [Purpose; 7] = [
     Purpose::Window,
     Purpose::Accumulator,
     Purpose::Workspace,
+    Purpose::Staging,
 ];
 
 /// Class of a purpose in the style sheet.
@@ -500,6 +502,7 @@ fn class(p: Purpose) -> &'static str {
         Purpose::Window => "window",
         Purpose::Accumulator => "sum",
         Purpose::Workspace => "scratch",
+        Purpose::Staging => "staging",
     }
 }
 
@@ -512,6 +515,20 @@ fn secs(secs: f64) -> String {
         s if s >= 0.1 => format!("{s:.3} s"),
         s => format!("{:.3} ms", 1e3 * s),
     }
+}
+
+/// What a stage takes by channel, where they run beside each other.
+fn beside(stage: &Stage) -> String {
+    if !stage.overlaps() {
+        return String::new();
+    }
+    let c = &stage.cost;
+    format!(
+        "<br/>{} compute, {} in, {} out",
+        secs(c.compute_secs),
+        secs(c.h2d_secs),
+        secs(c.d2h_secs)
+    )
 }
 
 /// Text inside XML.

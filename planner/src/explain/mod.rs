@@ -28,6 +28,7 @@ pub(crate) fn purpose(p: Purpose) -> &'static str {
         Purpose::Window => "a tile with its halo",
         Purpose::Accumulator => "a reduction in progress",
         Purpose::Workspace => "scratch of kernels",
+        Purpose::Staging => "a region on its way from or to the host",
     }
 }
 

@@ -107,6 +107,17 @@ impl Plan {
                 ByteSize(s.cost.out_bytes()),
                 ByteSize(s.cost.high_water_bytes)
             );
+            if self.stages[s.index].overlaps() {
+                let c = &s.cost;
+                let _ = writeln!(
+                    out,
+                    "  beside  {:.3} s of compute, {:.3} s in, {:.3} s out: bound by {}",
+                    c.compute_secs,
+                    c.h2d_secs,
+                    c.d2h_secs,
+                    c.bound_by()
+                );
+            }
         }
         out
     }

@@ -32,6 +32,9 @@ pub struct Machine {
     pub threads: usize,
     /// Whether convolutions may be computed by Winograd's algorithm.
     pub winograd: bool,
+    /// Whether copies between host and device run beside kernels, either way, and
+    /// slow nothing down. Those of a CPU take the cores that compute.
+    pub copies_overlap: bool,
     /// Host to device copies, in bytes/s.
     pub h2d_bytes_per_sec: f64,
     /// Device to host copies, in bytes/s.
@@ -57,6 +60,8 @@ struct Stored {
     version: u32,
     name: String,
     threads: usize,
+    #[serde(default)]
+    copies_overlap: bool,
     h2d_bytes_per_sec: f64,
     d2h_bytes_per_sec: f64,
     disk_read_bytes_per_sec: f64,
@@ -95,6 +100,7 @@ impl Machine {
     }
 
     /// A profile from what was measured. `kernels` holds a table for every family.
+    /// Copies are taken to use what computes ([`Machine::copies_overlap`]).
     ///
     /// # Errors
     /// [`PlanError::Profile`] if a family or a usable number is missing.
@@ -110,6 +116,7 @@ impl Machine {
             version: PROFILE_VERSION,
             name,
             threads,
+            copies_overlap: false,
             h2d_bytes_per_sec: links.h2d_bytes_per_sec,
             d2h_bytes_per_sec: links.d2h_bytes_per_sec,
             disk_read_bytes_per_sec: links.disk_read_bytes_per_sec,
@@ -306,6 +313,7 @@ impl Stored {
             name: self.name,
             threads: self.threads,
             winograd: true,
+            copies_overlap: self.copies_overlap,
             h2d_bytes_per_sec: self.h2d_bytes_per_sec,
             d2h_bytes_per_sec: self.d2h_bytes_per_sec,
             disk_read_bytes_per_sec: self.disk_read_bytes_per_sec,
@@ -325,6 +333,7 @@ impl From<Machine> for Stored {
             version: PROFILE_VERSION,
             name: m.name,
             threads: m.threads,
+            copies_overlap: m.copies_overlap,
             h2d_bytes_per_sec: m.h2d_bytes_per_sec,
             d2h_bytes_per_sec: m.d2h_bytes_per_sec,
             disk_read_bytes_per_sec: m.disk_read_bytes_per_sec,
@@ -346,6 +355,20 @@ mod tests {
         let machine = Machine::cpu_default();
         let again = Machine::from_json(&machine.to_json()).expect("a profile");
         assert_eq!(again, machine);
+    }
+
+    #[test]
+    fn copies_overlap_where_a_profile_says_so() {
+        let mut machine = Machine::cpu_default();
+        assert!(!machine.copies_overlap);
+        machine.copies_overlap = true;
+        let text = machine.to_json();
+        assert_eq!(Machine::from_json(&text).expect("a profile"), machine);
+        // Profiles measured before there was such a word are of CPUs.
+        let silent = text.replace("\"copies_overlap\":true,", "");
+        assert_ne!(silent, text);
+        let machine = Machine::from_json(&silent).expect("a profile");
+        assert!(!machine.copies_overlap);
     }
 
     #[test]

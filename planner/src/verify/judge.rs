@@ -21,6 +21,8 @@ pub(super) enum Content {
     Window(NodeIx, Region),
     /// Parts of a whole map.
     Stored(NodeIx, Boxes),
+    /// Exactly this box of a map, on its way from the host.
+    Staged(NodeIx, Region),
 }
 
 /// A walk over a plan, at one instruction.
@@ -56,6 +58,7 @@ impl<'a> Judge<'a> {
         match instr {
             Instr::Begin { at } => format!("begin {}", name(at)),
             Instr::Slide { at, keep } => format!("slide {} {keep:?}", name(at)),
+            Instr::Prefetch { at, region } => format!("prefetch {} {region:?}", name(at)),
             Instr::Fetch { at, region, .. } => format!("fetch {} {region:?}", name(at)),
             Instr::Compute { at, region, .. } => format!("compute {} {region:?}", name(at)),
             Instr::Store { at, region, .. } => format!("store {} {region:?}", name(at)),
@@ -95,6 +98,17 @@ impl<'a> Judge<'a> {
                 self.content[buffer.0 as usize] = Content::Window(item.node, keep);
                 Ok(())
             }
+            Instr::Prefetch { at, region } => {
+                let item = self.enter(at);
+                let ItemRole::Supply(Home::Host(h)) = item.role else {
+                    return Err("is prefetched from nowhere".to_owned());
+                };
+                self.host_has(h, item.node, &region)?;
+                let staging = item.staging.ok_or("is prefetched to nowhere")?;
+                self.stage_in(staging, item.node, &region)?;
+                self.content[staging.0 as usize] = Content::Staged(item.node, region);
+                Ok(())
+            }
             Instr::Fetch {
                 at,
                 region,
@@ -102,7 +116,17 @@ impl<'a> Judge<'a> {
             } => {
                 let item = self.enter(at);
                 match item.role {
-                    ItemRole::Supply(Home::Host(h)) => self.host_has(h, item.node, &region)?,
+                    ItemRole::Supply(Home::Host(h)) => match item.staging {
+                        None => self.host_has(h, item.node, &region)?,
+                        Some(b) => match self.content.get(b.0 as usize) {
+                            Some(Content::Staged(n, held))
+                                if *n == item.node && *held == region =>
+                            {
+                                self.read.push(b);
+                            }
+                            _ => return Err(format!("{region:?} was not prefetched")),
+                        },
+                    },
                     ItemRole::Supply(Home::Disk(d)) => self.disk_has(d, item.node, &region)?,
                     ItemRole::Supply(Home::Source) if self.plan.program.is_source(item.node) => {}
                     _ => return Err("is fetched from nowhere".to_owned()),
@@ -123,6 +147,10 @@ impl<'a> Judge<'a> {
                 let item = self.enter(at);
                 let from = self.holds(item.node, &region)?;
                 self.read.push(from);
+                if let (Home::Host(_), Some(staging)) = (home, item.staging) {
+                    self.stage_in(staging, item.node, &region)?;
+                    self.content[staging.0 as usize] = Content::Nothing;
+                }
                 self.store(item.node, region, home)
             }
             Instr::Accumulate { at, region } => {
@@ -306,6 +334,17 @@ impl<'a> Judge<'a> {
             self.content[clash.0 as usize] = Content::Nothing;
         }
         Ok(())
+    }
+
+    /// A region of a map, dense, is put into a staging buffer.
+    fn stage_in(&mut self, b: BufferIx, n: NodeIx, region: &Region) -> Result<(), String> {
+        let ty = self.plan.program.node(n).ty;
+        if !Region::whole(&ty).contains(region) {
+            return Err(format!("{region:?} lies outside {ty}"));
+        }
+        let point_bytes = (ty.shape.channels() * ty.dtype.bytes()) as u64;
+        self.roomy(b, region.points().saturating_mul(point_bytes))?;
+        self.write(b)
     }
 
     fn scratch(&mut self) -> Result<(), String> {

@@ -7,7 +7,8 @@
 //! - every buffer is aligned, lies within the cap and is large enough for what
 //!   it holds;
 //! - every region an instruction reads is there: written before, and not
-//!   overwritten since by any buffer that shares bytes with it;
+//!   overwritten since by any buffer that shares bytes with it; what is fetched by
+//!   way of a staging buffer is the very region that was last put there;
 //! - what an instruction writes, its scratch included, shares no byte with
 //!   anything else it touches;
 //! - every element of a stored map is written exactly once before it is read
@@ -25,6 +26,7 @@ mod layout;
 
 use std::ops::ControlFlow;
 
+use crate::instr::Instr;
 use crate::plan::Plan;
 use judge::Judge;
 
@@ -45,13 +47,25 @@ pub struct Violation {
 /// # Errors
 /// The first [`Violation`].
 pub fn verify(plan: &Plan) -> Result<(), Violation> {
+    verify_sequence(plan, |visit| plan.instructions(visit))
+}
+
+/// Accepts or rejects a sequence of instructions, whoever spells it out, as a way to
+/// carry out a plan. `spell` hands each to its argument, until that breaks.
+///
+/// # Errors
+/// The first [`Violation`].
+pub fn verify_sequence(
+    plan: &Plan,
+    spell: impl FnOnce(&mut dyn FnMut(Instr) -> ControlFlow<Violation>) -> ControlFlow<Violation>,
+) -> Result<(), Violation> {
     let mut judge = Judge::new(plan).map_err(|reason| Violation {
         index: 0,
         instr: "layout".to_owned(),
         reason,
     })?;
     let mut index = 0;
-    let flow = plan.instructions(|instr| {
+    let flow = spell(&mut |instr| {
         let verdict = judge.step(&instr).map_err(|reason| Violation {
             index,
             instr: judge.describe(&instr),
