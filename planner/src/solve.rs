@@ -241,6 +241,10 @@ fn failed(what: &dyn std::fmt::Debug) -> PlanError {
     }
 }
 
+/// HiGHS's names of its simplex methods.
+const DUAL: i32 = 1;
+const PRIMAL: i32 = 4;
+
 /// The relaxation of a [`Model`] that grows: solved again from where it stood.
 pub struct Relaxation {
     /// Taken out while it is solved.
@@ -315,10 +319,16 @@ impl Relaxation {
             *known = terms.len();
         }
         let changed = (self.bounds.iter_mut().zip(&model.columns)).zip(&self.columns);
+        let mut only_grows = old > 0;
         for ((bounds, c), &column) in changed.filter(|((b, c), _)| **b != (c.lo, c.hi)) {
             *bounds = (c.lo, c.hi);
             highs.change_column_bounds(column, c.lo..=c.hi);
+            only_grows = false;
         }
+        // After new columns the last solution is still one, after new bounds the
+        // last duals are.
+        let strategy = if only_grows { PRIMAL } else { DUAL };
+        (highs.try_set_option("simplex_strategy", strategy)).map_err(|e| failed(&e))?;
         for (c, terms) in model.columns[old..].iter().zip(news) {
             let column = highs.try_add_column(c.cost, c.lo..=c.hi, terms);
             self.columns.push(column.map_err(|e| failed(&e))?);

@@ -45,7 +45,7 @@ use rows::Master;
 /// How often columns may be added to one relaxation.
 const ROUNDS: usize = 40;
 /// Most columns that one round adds.
-const ROUND_COLUMNS: usize = 400;
+const ROUND_COLUMNS: usize = 120;
 /// A bound is good enough this close to what the relaxation would reach.
 const TIGHT: f64 = 1e-3;
 
