@@ -49,6 +49,7 @@ pub struct Relaxed {
     /// Simplex iterations times rows: what it took.
     pub work: u64,
     primal: Vec<f64>,
+    reduced: Vec<f64>,
     duals: Vec<f64>,
 }
 
@@ -56,6 +57,12 @@ impl Relaxed {
     /// Value of a column.
     pub fn value_of(&self, v: Var) -> f64 {
         self.primal[v.0]
+    }
+
+    /// By how much the objective rises at least if a column at its lower bound rises
+    /// by one.
+    pub fn reduced_cost(&self, v: Var) -> f64 {
+        self.reduced[v.0]
     }
 
     /// By how much the objective rises if a row's bound rises by one.
@@ -340,6 +347,7 @@ impl Relaxation {
                 value: solved.objective_value(),
                 work: solved.simplex_iteration_count().max(0) as u64 * self.rows.len() as u64,
                 primal: solved.get_solution().columns().to_vec(),
+                reduced: solved.get_solution().dual_columns().to_vec(),
                 duals: solved.get_solution().dual_rows().to_vec(),
             }),
             HighsModelStatus::Infeasible | HighsModelStatus::UnboundedOrInfeasible => None,

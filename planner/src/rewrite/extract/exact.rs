@@ -2,18 +2,20 @@
 //!
 //! `x[f] ∈ {0, 1}` says that a form is taken. A root takes one; where class `c`
 //! takes one that reads `d`, class `d` takes one:
-//! `Σ x[forms of c that read d] ≤ Σ x[forms of d] ≤ 1`. Cycles can only run inside a
-//! strongly connected component, and most programs forbid none of them: they are
-//! left out at first. The relaxation, in which forms are taken in part, is solved
-//! again and again, each time with those cycles forbidden that it takes more of than
-//! any choice may: of a cycle of `n` classes, `n − 1` arcs. Then the integer program
-//! is solved, and cycles that its solution still has are forbidden for the next. Every
-//! choice without cycles stays a solution throughout, so each bound holds for the
-//! problem. All limits are counts, so the answer is a function of the problem.
+//! `Σ x[forms of c that read d] ≤ Σ x[forms of d] ≤ 1`. That alone allows circles,
+//! and its relaxation is far from whole. So the relaxation, in which forms are taken
+//! in part, is solved again and again, each time with rows for sets of classes that it
+//! should leave and does not (`ground`); near each a choice is looked for. Where the
+//! two do not meet, forms that are too dear by their reduced cost go, and the
+//! integer program decides among the others; circles that its solution still has give
+//! more rows. Every choice without cycles stays a solution throughout, so each bound
+//! holds for the problem. All limits are counts, so the answer is a function of the
+//! problem.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::greedy::greedy_by;
+use super::ground::{self, Closed};
 use super::reduce::Reduced;
 use crate::error::PlanError;
 use crate::solve::{Effort, Model, Outcome, Relaxation, Relaxed, Solution, Var};
@@ -31,23 +33,25 @@ pub(super) struct Answer {
 /// tolerances then are far below what tells two choices apart.
 const SCALE: f64 = 1e4;
 
-/// Relaxations solved at most, each with the cycles of the last forbidden.
-const CUT_ROUNDS: usize = 60;
+/// Relaxations solved at most, each with rows for the sets that the last breaks.
+const CUT_ROUNDS: usize = 150;
+/// Sets of a round.
+const ROUND_SETS: usize = 60;
 /// Simplex iterations times rows that relaxations may take in all.
 const CUT_WORK: u64 = 2_000_000_000;
-/// Integer programs solved, at least and at most, each with the cycles of the last
-/// forbidden: the more the fewer arcs from class to class there are.
-const ROUNDS: (usize, usize) = (2, 40);
+/// Integer programs solved, at least and at most, each with rows for the circles of
+/// the last: the more the fewer arcs from class to class there are.
+const ROUNDS: (usize, usize) = (2, 20);
 /// Rounds times arcs.
-const ARC_ROUNDS: usize = 4000;
+const ARC_ROUNDS: usize = 20_000;
 /// Branch-and-bound nodes of a round times arcs.
-const ARC_NODES: usize = 200_000;
-/// By how much a cycle must be taken too much of, to be forbidden.
-const VIOLATED: f64 = 1e-3;
+const ARC_NODES: usize = 2_000_000;
+/// Relative distance of two choices of one cost.
+const SAME: f64 = 1e-9;
 
 /// Solves what is left of a problem of which a choice of cost `upper` is known.
 pub(super) fn exact(problem: &Reduced, upper: f64, effort: Effort) -> Result<Answer, PlanError> {
-    let mut bound = needed_cost(problem);
+    let bound = needed_cost(problem);
     if problem.classes.iter().all(|forms| forms.len() <= 1) || bound >= upper {
         return Ok(Answer {
             choice: None,
@@ -55,50 +59,156 @@ pub(super) fn exact(problem: &Reduced, upper: f64, effort: Effort) -> Result<Ans
         });
     }
     let scale = SCALE / upper;
-    let (mut model, forms) = state(problem, scale);
-    bound = bound.max(cut(problem, &forms, &mut model)? / scale);
-    if bound >= upper * (1.0 - effort.gap.max(1e-9)) {
-        return Ok(Answer {
-            choice: None,
-            bound,
-        });
-    }
-    let n_arcs: usize = problem
-        .classes
-        .iter()
-        .flatten()
-        .map(|f| f.reads.len())
-        .sum();
-    let effort = Effort {
-        nodes: effort.nodes.min((ARC_NODES / n_arcs.max(1)) as i32 + 1),
-        ..effort
+    let (model, forms) = state(problem, scale);
+    let mut solver = Solver {
+        problem,
+        model,
+        forms,
+        scale,
+        upper,
+        bound,
+        best: None,
     };
-    for _ in 0..(ARC_ROUNDS / n_arcs.max(1)).clamp(ROUNDS.0, ROUNDS.1) {
-        let (solution, proved) = match model.solve(effort)? {
-            Outcome::Found(solution) => {
-                let value = value(problem, &forms, &solution);
-                let proved = value - solution.gap.max(0.0) * value.abs();
-                (solution, proved)
-            }
-            Outcome::Impossible | Outcome::GaveUp => break,
-        };
-        bound = bound.max(proved);
-        let choice = read(&forms, &solution);
-        let cycles = cycles(problem, &choice);
-        if cycles.is_empty() {
-            return Ok(Answer {
-                choice: Some(choice),
-                bound,
-            });
-        }
-        for cycle in &cycles {
-            forbid(problem, &forms, &mut model, cycle);
-        }
+    let aim = 1.0 - effort.gap.max(SAME);
+    solver.relax(aim)?;
+    if solver.bound < solver.upper * aim {
+        solver.branch(effort)?;
     }
     Ok(Answer {
-        choice: None,
-        bound,
+        choice: solver.best,
+        bound: solver.bound,
     })
+}
+
+struct Solver<'a> {
+    problem: &'a Reduced,
+    model: Model,
+    forms: Vec<Vec<Var>>,
+    scale: f64,
+    /// Cost of the best choice known.
+    upper: f64,
+    /// No choice costs less.
+    bound: f64,
+    /// The best choice, if it is better than the one known before.
+    best: Option<Vec<Option<usize>>>,
+}
+
+impl Solver<'_> {
+    /// Notes a choice without circles.
+    fn offer(&mut self, choice: Vec<Option<usize>>) {
+        let cost = self.problem.cost(&choice);
+        if cost < self.upper {
+            (self.upper, self.best) = (cost, Some(choice));
+        }
+    }
+
+    /// Looks for a choice near a relaxation: what that takes is cheap, the rest as
+    /// dear as it is.
+    fn look_near(&mut self, taken: &[Vec<f64>]) {
+        let costs = |c: usize, f: usize| {
+            let left = 1.0 - taken[c][f].clamp(0.0, 1.0);
+            self.problem.classes[c][f].cost * left
+        };
+        if let Some(choice) = greedy_by(self.problem, costs) {
+            self.offer(choice);
+        }
+    }
+
+    /// Solves relaxations until one breaks no set that is found, or costs as much as
+    /// the best choice times `aim`.
+    fn relax(&mut self, aim: f64) -> Result<(), PlanError> {
+        let mut relaxation = Relaxation::new()?;
+        let mut work = 0;
+        for round in 0..CUT_ROUNDS {
+            let Some(relaxed) = relaxation.solve(&self.model)? else {
+                break;
+            };
+            self.bound = self.bound.max(relaxed.value / self.scale);
+            work += relaxed.work;
+            let taken: Vec<Vec<f64>> = (self.forms.iter())
+                .map(|xs| xs.iter().map(|&x| relaxed.value_of(x)).collect())
+                .collect();
+            let sets = ground::broken(self.problem, &taken, ROUND_SETS);
+            let is_last = sets.is_empty() || work > CUT_WORK || round + 1 == CUT_ROUNDS;
+            if is_last || round == 0 || round.is_power_of_two() {
+                self.look_near(&taken);
+            }
+            if self.bound >= self.upper * aim {
+                return Ok(());
+            }
+            if is_last {
+                self.drop_dear(&relaxed);
+                break;
+            }
+            for set in &sets {
+                self.leave(set);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves forms out that no choice better than the best takes: those whose
+    /// reduced cost alone makes up for the difference.
+    fn drop_dear(&mut self, relaxed: &Relaxed) {
+        let room = self.upper * self.scale - relaxed.value;
+        for &x in self.forms.iter().flatten() {
+            if relaxed.reduced_cost(x) > room + 1e-6 * SCALE {
+                self.model.restrict(x, 0.0, 0.0);
+            }
+        }
+    }
+
+    /// Has a set left as much as its class is taken.
+    fn leave(&mut self, set: &Closed) {
+        let mut factors = BTreeMap::new();
+        for (c, form) in set.ways_out(self.problem) {
+            *factors.entry(self.forms[c][form]).or_insert(0.0) += 1.0;
+        }
+        let is_needed = self.problem.is_needed[set.class];
+        if !is_needed {
+            for &x in &self.forms[set.class] {
+                *factors.entry(x).or_insert(0.0) -= 1.0;
+            }
+        }
+        let terms = factors.into_iter().filter(|(_, f)| *f != 0.0).collect();
+        self.model
+            .at_least(terms, if is_needed { 1.0 } else { 0.0 });
+    }
+
+    /// Solves integer programs until the solution of one has no circle.
+    fn branch(&mut self, effort: Effort) -> Result<(), PlanError> {
+        let forms = self.problem.classes.iter().flatten();
+        let n_arcs: usize = forms.map(|f| f.reads.len()).sum();
+        let effort = Effort {
+            nodes: effort.nodes.min((ARC_NODES / n_arcs.max(1)) as i32 + 1),
+            ..effort
+        };
+        for _ in 0..(ARC_ROUNDS / n_arcs.max(1)).clamp(ROUNDS.0, ROUNDS.1) {
+            let solution = match self.model.solve(effort)? {
+                Outcome::Found(solution) => solution,
+                // Among the forms left there is none better than the best.
+                Outcome::Impossible => {
+                    self.bound = self.upper;
+                    break;
+                }
+                Outcome::GaveUp => break,
+            };
+            let value = value(self.problem, &self.forms, &solution);
+            let proved = value - solution.gap.max(0.0) * value.abs();
+            // What was left out costs as much as the best.
+            self.bound = self.bound.max(proved.min(self.upper));
+            let choice = read(&self.forms, &solution);
+            let sets = ground::broken_by_choice(self.problem, &choice);
+            if sets.is_empty() {
+                self.offer(choice);
+                break;
+            }
+            for set in &sets {
+                self.leave(set);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Cost of the cheapest form of every class that is needed in any case.
@@ -166,152 +276,4 @@ fn value(problem: &Reduced, forms: &[Vec<Var>], solution: &Solution) -> f64 {
         .filter(|&(_, &x)| solution.is_set(x))
         .map(|(f, _)| f.cost)
         .sum()
-}
-
-/// Forbids that every class of a cycle reads the next.
-fn forbid(problem: &Reduced, forms: &[Vec<Var>], model: &mut Model, cycle: &[usize]) {
-    let mut terms = Vec::new();
-    for (at, &class) in cycle.iter().enumerate() {
-        let next = cycle[(at + 1) % cycle.len()];
-        terms.extend(readers(problem, forms, class, next).map(|x| (x, 1.0)));
-    }
-    model.at_most(terms, cycle.len() as f64 - 1.0);
-}
-
-/// Forbids cycles that the relaxation takes too much of, until it takes too much of
-/// none. The value of the last relaxation: no choice costs less.
-fn cut(problem: &Reduced, forms: &[Vec<Var>], model: &mut Model) -> Result<f64, PlanError> {
-    let mut relaxation = Relaxation::new()?;
-    let (mut value, mut work) = (0.0f64, 0);
-    for _ in 0..CUT_ROUNDS {
-        let Some(relaxed) = relaxation.solve(model)? else {
-            break;
-        };
-        value = value.max(relaxed.value);
-        work += relaxed.work;
-        let cycles = violated(problem, forms, &relaxed);
-        if cycles.is_empty() || work > CUT_WORK {
-            break;
-        }
-        for cycle in &cycles {
-            forbid(problem, forms, model, cycle);
-        }
-    }
-    Ok(value)
-}
-
-/// Cycles that a relaxation takes too much of, at most one through each class it finds
-/// first: shortest ones, where an arc is as long as what is missing to taking it whole.
-fn violated(problem: &Reduced, forms: &[Vec<Var>], relaxed: &Relaxed) -> Vec<Vec<usize>> {
-    let arcs: Vec<Vec<(usize, f64)>> = (0..problem.classes.len())
-        .map(|c| {
-            let mut taken: BTreeMap<usize, f64> = BTreeMap::new();
-            for (form, &x) in problem.classes[c].iter().zip(&forms[c]) {
-                let inside = form.reads.iter();
-                for &r in inside.filter(|&&r| problem.component[r] == problem.component[c]) {
-                    *taken.entry(r).or_default() += relaxed.value_of(x);
-                }
-            }
-            let long = taken
-                .into_iter()
-                .map(|(r, part)| (r, (1.0 - part).max(0.0)));
-            long.filter(|(_, length)| *length < 1.0 - VIOLATED)
-                .collect()
-        })
-        .collect();
-    let mut is_used = vec![false; arcs.len()];
-    let mut found = Vec::new();
-    for start in 0..arcs.len() {
-        if is_used[start] {
-            continue;
-        }
-        if let Some(cycle) = shortest(&arcs, start) {
-            for &c in &cycle {
-                is_used[c] = true;
-            }
-            found.push(cycle);
-        }
-    }
-    found
-}
-
-/// The shortest cycle through a class, if it is shorter than one.
-fn shortest(arcs: &[Vec<(usize, f64)>], start: usize) -> Option<Vec<usize>> {
-    // Lengths lie in [0, 1), where the bits of numbers are ordered as they are.
-    let key = |length: f64| length.to_bits();
-    let mut length: BTreeMap<usize, f64> = BTreeMap::new();
-    let mut before: BTreeMap<usize, usize> = BTreeMap::new();
-    let mut open = BinaryHeap::from([(Reverse(key(0.0)), start)]);
-    let mut is_first = true;
-    while let Some((Reverse(bits), c)) = open.pop() {
-        let here = f64::from_bits(bits);
-        if c == start && !is_first {
-            let mut cycle = vec![before[&start]];
-            while let Some(&last) = cycle.last().filter(|&&last| last != start) {
-                cycle.push(before[&last]);
-            }
-            cycle.reverse();
-            return Some(cycle);
-        }
-        if !is_first && length.get(&c).is_some_and(|&l| l < here) {
-            continue;
-        }
-        is_first = false;
-        for &(next, more) in &arcs[c] {
-            let there = here + more;
-            let is_shorter = length.get(&next).is_none_or(|&l| there < l);
-            if there < 1.0 - VIOLATED && is_shorter {
-                length.insert(next, there);
-                before.insert(next, c);
-                open.push((Reverse(key(there)), next));
-            }
-        }
-    }
-    None
-}
-
-/// Disjoint cycles of a choice, none if it has none: what the roots need is
-/// walked again and again, without the classes of the cycles already found.
-fn cycles(problem: &Reduced, choice: &[Option<usize>]) -> Vec<Vec<usize>> {
-    let mut broken = vec![false; choice.len()];
-    let mut found = Vec::new();
-    while let Some(cycle) = cycle(problem, choice, &broken) {
-        for &c in &cycle {
-            broken[c] = true;
-        }
-        found.push(cycle);
-    }
-    found
-}
-
-/// One cycle among the classes that the roots need, as classes of which each
-/// reads the next. Does not enter `broken` classes.
-fn cycle(problem: &Reduced, choice: &[Option<usize>], broken: &[bool]) -> Option<Vec<usize>> {
-    let mut is_done = broken.to_vec();
-    let mut is_open = vec![false; choice.len()];
-    for &root in &problem.roots {
-        let mut path: Vec<(usize, usize)> = Vec::new();
-        if !is_done[root] {
-            is_open[root] = true;
-            path.push((root, 0));
-        }
-        while let Some((class, next)) = path.pop() {
-            let reads = choice[class].map_or(&[][..], |f| &problem.classes[class][f].reads);
-            let Some(&read) = reads.get(next) else {
-                is_open[class] = false;
-                is_done[class] = true;
-                continue;
-            };
-            path.push((class, next + 1));
-            if is_open[read] {
-                let from = path.iter().position(|p| p.0 == read)?;
-                return Some(path[from..].iter().map(|p| p.0).collect());
-            }
-            if !is_done[read] {
-                is_open[read] = true;
-                path.push((read, 0));
-            }
-        }
-    }
-    None
 }

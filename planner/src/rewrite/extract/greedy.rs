@@ -19,6 +19,14 @@ struct Made {
 
 /// A choice; `None` if a root cannot be made.
 pub(super) fn greedy(problem: &Reduced) -> Option<Vec<Option<usize>>> {
+    greedy_by(problem, |c, f| problem.classes[c][f].cost)
+}
+
+/// The same where forms cost something else.
+pub(super) fn greedy_by(
+    problem: &Reduced,
+    cost: impl Fn(usize, usize) -> f64,
+) -> Option<Vec<Option<usize>>> {
     let n = problem.classes.len();
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); n];
     for (c, forms) in problem.classes.iter().enumerate() {
@@ -41,7 +49,7 @@ pub(super) fn greedy(problem: &Reduced) -> Option<Vec<Option<usize>>> {
         let mut best = made[c].take();
         let mut is_better = false;
         for form in 0..problem.classes[c].len() {
-            if let Some(found) = make(problem, &made, c, form)
+            if let Some(found) = make(problem, &cost, &made, c, form)
                 && (best.as_ref()).is_none_or(|b| found.cost < b.cost * (1.0 - 1e-12))
             {
                 best = Some(found);
@@ -64,7 +72,13 @@ pub(super) fn greedy(problem: &Reduced) -> Option<Vec<Option<usize>>> {
 }
 
 /// The set that makes `class` by `form`.
-fn make(problem: &Reduced, made: &[Option<Made>], class: usize, form: usize) -> Option<Made> {
+fn make(
+    problem: &Reduced,
+    cost: impl Fn(usize, usize) -> f64,
+    made: &[Option<Made>],
+    class: usize,
+    form: usize,
+) -> Option<Made> {
     let mut forms = BTreeMap::from([(class, form)]);
     for &read in &problem.classes[class][form].reads {
         let part = made[read].as_ref()?;
@@ -75,10 +89,7 @@ fn make(problem: &Reduced, made: &[Option<Made>], class: usize, form: usize) -> 
             forms.entry(c).or_insert(f);
         }
     }
-    let cost = forms
-        .iter()
-        .map(|(&c, &f)| problem.classes[c][f].cost)
-        .sum();
+    let cost = forms.iter().map(|(&c, &f)| cost(c, f)).sum();
     Some(Made { cost, forms })
 }
 

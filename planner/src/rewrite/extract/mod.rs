@@ -9,14 +9,15 @@
 //! 1. `reduce` drops what no choice can use and what no cheapest choice needs;
 //! 2. `greedy` grows forms from the leaves, sharing what they share: always a
 //!    choice, often the best;
-//! 3. `exact` solves the rest as an integer program, and forbids the cycles that
-//!    solutions turn out to have, until one has none.
+//! 3. `exact` solves the rest as an integer program, whose relaxation `ground` makes
+//!    whole or nearly so: sets of classes that read only one another are no choice.
 //!
 //! The cost of the answer is summed up anew from the choice itself, on the problem
 //! as it was given, and comes with the bound that the solver has proved.
 
 mod exact;
 mod greedy;
+mod ground;
 mod reduce;
 
 use crate::error::PlanError;
