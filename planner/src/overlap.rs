@@ -11,7 +11,9 @@
 //! beside the kernels, a copy within the device takes it from or to its window.
 //! Meanwhile the link cannot use it, so that copy counts to both channels.
 
+use crate::candidates::Candidate;
 use crate::machine::Machine;
+use crate::plan::Tier;
 
 /// A map on its way between host and device, region by region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,62 @@ impl Channels {
         let by_h2d = self.h2d.secs() + self.h2d.staging_secs + a_tile + last;
         let by_d2h = first + a_tile + self.d2h.staging_secs + self.d2h.secs();
         by_compute.max(by_h2d).max(by_d2h).min(self.in_turn_secs())
+    }
+}
+
+/// What a candidate takes by channel, as the search knows it: tiles alike, and without
+/// the copies between staging buffers and windows, so never more than the schedule
+/// finds.
+#[derive(Clone, Copy, Debug)]
+pub struct StageSecs {
+    /// Of kernels, and of the disk: nothing runs beside that.
+    in_turn: f64,
+    compute: f64,
+    h2d: f64,
+    d2h: f64,
+    /// If copies run beside its kernels; one otherwise.
+    n_tiles: u64,
+}
+
+impl StageSecs {
+    /// A candidate that copies nothing yet.
+    pub fn new(candidate: &Candidate) -> Self {
+        let tiles = candidate.grid.iter().map(|g| g.n_tiles() as u64);
+        StageSecs {
+            in_turn: 0.0,
+            compute: candidate.secs,
+            h2d: 0.0,
+            d2h: 0.0,
+            n_tiles: if candidate.prefetches {
+                tiles.product()
+            } else {
+                1
+            },
+        }
+    }
+
+    /// Adds a map that is fetched from a tier.
+    pub fn fetch(&mut self, tier: Tier, secs: f64) {
+        match tier {
+            Tier::Host => self.h2d += secs,
+            Tier::Disk => self.in_turn += secs,
+        }
+    }
+
+    /// Adds a map that is stored in a tier.
+    pub fn store(&mut self, tier: Tier, secs: f64) {
+        match tier {
+            Tier::Host => self.d2h += secs,
+            Tier::Disk => self.in_turn += secs,
+        }
+    }
+
+    /// Seconds of all of it.
+    pub fn secs(&self) -> f64 {
+        let all = self.compute + self.h2d + self.d2h;
+        let busiest = self.compute.max(self.h2d).max(self.d2h);
+        // Of the others a tile's part is before or after.
+        self.in_turn + busiest + (all - busiest) / self.n_tiles.max(1) as f64
     }
 }
 

@@ -69,8 +69,19 @@ impl Master<'_> {
     pub(super) fn columns_of(&self, c: usize) -> Columns {
         let c = &self.p.candidates[c];
         let reads = c.touches.iter().map(|t| self.read_cost(Tier::Host, t));
-        let mut cost = c.secs / self.tick + reads.sum::<f64>();
+        let (secs, reads) = (c.secs / self.tick, reads.sum::<f64>());
         let mut terms = vec![(self.flow[c.from], 1.0)];
+        // Where copies run beside kernels, seconds count in the rows of their channels.
+        let beside = |host_secs: f64| match self.channels {
+            None => (host_secs, None),
+            Some([_, h2d, _]) => (0.0, Some((h2d, host_secs))),
+        };
+        let (mut cost, h2d) = beside(reads);
+        terms.extend(h2d);
+        match self.channels {
+            None => cost += secs,
+            Some([compute, _, _]) => terms.push((compute, secs)),
+        }
         if let Some(&next) = self.flow.get(c.to) {
             terms.push((next, -1.0));
         }
@@ -94,7 +105,9 @@ impl Master<'_> {
                 .collect();
             let from_disk = spilled.filter(|_| t.reads).map(|mut q| {
                 q.extend(supply(-1.0));
-                (self.read_cost(Tier::Disk, t) - host_cost, q)
+                let (cost, h2d) = beside(-host_cost);
+                q.extend(h2d);
+                (self.read_cost(Tier::Disk, t) + cost, q)
             });
             if !map.on_device {
                 if t.reads {
@@ -112,7 +125,9 @@ impl Master<'_> {
             }
             if t.reads && !map.may_leave {
                 // It can only be found there.
-                cost -= host_cost;
+                let (saved, h2d) = beside(-host_cost);
+                cost += saved;
+                terms.extend(h2d);
                 terms.extend(residency);
                 for (h, f) in held.iter_mut().zip(found) {
                     *h += f;
@@ -126,7 +141,9 @@ impl Master<'_> {
             }
             let rows = self.device[c.from..c.to].iter().copied().zip(found);
             r.extend(rows.filter(|(_, f)| *f != 0.0));
-            finds.push([(-host_cost, r)].into_iter().chain(from_disk).collect());
+            let (saved, h2d) = beside(-host_cost);
+            r.extend(h2d);
+            finds.push([(saved, r)].into_iter().chain(from_disk).collect());
         }
         let rows = self.device[c.from..c.to].iter().copied().zip(held);
         terms.extend(rows.filter(|(_, h)| *h != 0.0));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::place::{Problem, fixed_bytes};
 use crate::plan::Tier;
 use crate::program::NodeIx;
-use crate::search::Prices;
+use crate::search::{ChannelPrices, Prices};
 use crate::solve::{Model, Relaxed, Row, Var};
 
 use super::columns::Columns;
@@ -88,6 +88,9 @@ pub struct Master<'a> {
     pub flow: Vec<Row>,
     /// Device memory per segment.
     pub device: Vec<Row>,
+    /// Where copies run beside kernels: seconds of kernels, of copies from the host
+    /// and of copies to it are each at most the step's.
+    pub(super) channels: Option<[Row; 3]>,
     /// Memory of each tier per segment, where there may be too little.
     beyond: [Vec<Option<Row>>; Tier::COUNT],
     /// Stored maps.
@@ -127,12 +130,17 @@ impl<'a> Master<'a> {
             tick: (secs / 1000.0).max(1e-12),
             flow: Vec::new(),
             device: Vec::new(),
+            channels: None,
             beyond: [Vec::new(), Vec::new()],
             maps: BTreeMap::new(),
             columns: Vec::new(),
             runs: vec![None; p.candidates.len()],
             may_run: vec![true; p.candidates.len()],
         };
+        if p.machine.copies_overlap {
+            let step = master.model.real(0.0, f64::INFINITY, 1.0);
+            master.channels = Some([(); 3].map(|()| master.model.at_most(vec![(step, -1.0)], 0.0)));
+        }
         for k in 0..n {
             let source = if k == 0 { 1.0 } else { 0.0 };
             let row = master.model.equal(Vec::new(), source);
@@ -189,11 +197,20 @@ impl<'a> Master<'a> {
                         0 => self.p.machine.store_secs(tier, bytes) / self.tick,
                         _ => 0.0,
                     };
-                    let (host, disk) = (cost(Tier::Host), cost(Tier::Disk));
+                    let (host_cost, disk) = (cost(Tier::Host), cost(Tier::Disk));
+                    let device = self.model.real(0.0, most(on_device), 0.0);
+                    let host = match self.channels {
+                        None => self.model.real(0.0, most(on_host), host_cost),
+                        Some([_, _, d2h]) => {
+                            let host = self.model.real(0.0, most(on_host), 0.0);
+                            self.model.extend(d2h, host, host_cost);
+                            host
+                        }
+                    };
                     Homes {
                         segment,
-                        device: self.model.real(0.0, most(on_device), 0.0),
-                        host: self.model.real(0.0, most(on_host), host),
+                        device,
+                        host,
                         disk: on_disk.then(|| self.model.real(0.0, 1.0, disk)),
                     }
                 })
@@ -314,6 +331,13 @@ impl<'a> Master<'a> {
             let worth = self.beyond_worth(tier, relaxed).into_iter();
             worth.map(|w| price(w, self.tier_unit(tier))).collect()
         });
-        Prices::new(device, beyond)
+        let channels = match self.channels {
+            None => ChannelPrices::IN_TURN,
+            Some(rows) => {
+                let [compute, h2d, d2h] = rows.map(|r| (-relaxed.dual(r)).max(0.0));
+                ChannelPrices { compute, h2d, d2h }
+            }
+        };
+        Prices::new(device, beyond, channels)
     }
 }

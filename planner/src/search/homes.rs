@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{FORBIDDEN_SECS, Found, Maker, Prices, Score, Space, Stay, Use, Uses};
+use super::{ChannelPrices, FORBIDDEN_SECS, Found, Maker, Prices, Score, Space, Stay, Use, Uses};
+use crate::overlap::StageSecs;
 use crate::plan::Tier;
 
 impl Space<'_> {
@@ -67,6 +68,11 @@ impl Space<'_> {
 
     /// Seconds of copies of a map that stays so.
     pub(super) fn home_secs(&self, map: usize, uses: &[Use], stay: Stay) -> f64 {
+        self.home_cost(map, uses, stay, ChannelPrices::IN_TURN)
+    }
+
+    /// What copies of a map that stays so cost at prices of their channels.
+    fn home_cost(&self, map: usize, uses: &[Use], stay: Stay, prices: ChannelPrices) -> f64 {
         let m = &self.maps[map];
         let leaves = stay.kept < uses.len();
         let tier = stay.tier.ix();
@@ -78,7 +84,12 @@ impl Space<'_> {
             return 0.0;
         }
         let reads = uses[stay.kept..].iter().map(|u| u.copy_secs[tier]);
-        m.store_secs[tier] + reads.sum::<f64>()
+        let (store, read) = match stay.tier {
+            Tier::Host => (prices.d2h, prices.h2d),
+            // By way of the host, and nothing runs beside.
+            Tier::Disk => (prices.compute, prices.compute),
+        };
+        m.store_secs[tier] * store + reads.sum::<f64>() * read
     }
 
     /// Where a map stays where that is cheapest, and the cost.
@@ -115,7 +126,7 @@ impl Space<'_> {
             };
             for &tier in &self.tiers[..n_tiers] {
                 let stay = Stay { kept, tier };
-                let mut cost = self.home_secs(map, uses, stay) + held;
+                let mut cost = self.home_cost(map, uses, stay, prices.channels) + held;
                 if kept < uses.len() {
                     cost += bytes * prices.beyond_over(tier, maker.from, last.at + 1);
                 }
@@ -256,19 +267,28 @@ impl Space<'_> {
     /// A path with the given homes, scored.
     pub(super) fn found(&self, path: &[usize], uses: &Uses, stays: &[Stay], cap: f64) -> Found {
         let loads = self.loads(path, uses, stays);
-        let mut secs: f64 = path.iter().map(|&c| self.candidates[c].secs).sum();
+        let mut stages: Vec<StageSecs> = (path.iter())
+            .map(|&c| StageSecs::new(&self.candidates[c]))
+            .collect();
+        let stage_of = |segment: usize| path.partition_point(|&c| self.candidates[c].to <= segment);
         let mut homes = BTreeMap::new();
         for (m, map) in self.maps.iter().enumerate() {
             let (list, stay) = (&uses.of[m], stays[m]);
             if list.is_empty() {
                 continue;
             }
-            let copies = self.home_secs(m, list, stay);
-            secs += if copies.is_finite() { copies } else { 0.0 };
+            if stay.kept < list.len() && self.home_secs(m, list, stay).is_finite() {
+                let tier = stay.tier;
+                stages[stage_of(uses.maker[m].from)].store(tier, map.store_secs[tier.ix()]);
+                for u in &list[stay.kept..] {
+                    stages[stage_of(u.from)].fetch(tier, u.copy_secs[tier.ix()]);
+                }
+            }
             let until = stay.kept.checked_sub(1).map(|last| list[last].at);
             let beyond = (stay.kept < list.len()).then_some(stay.tier);
             homes.insert(map.node, (until, beyond));
         }
+        let secs = stages.iter().map(StageSecs::secs).sum();
         let over = |used: &f64| (used - cap).max(0.0) / cap.max(1.0);
         let device_over: f64 = loads.device.iter().map(|d| over(d).powi(8)).sum();
         let forbidden = (0..self.maps.len())
@@ -299,7 +319,7 @@ impl Space<'_> {
     /// until it is the one used longest ago when room is needed.
     pub(super) fn paged(&self, device_bytes: u64) -> Option<Found> {
         let cap = device_bytes as f64;
-        let free = Prices::flat(self.held.len(), 0.0);
+        let free = self.flat(0.0);
         let path = self.cheapest(&free, None)?;
         let uses = self.uses(&path);
         // Where it can, to the host.

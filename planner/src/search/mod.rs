@@ -22,7 +22,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-pub use prices::Prices;
+pub use prices::{ChannelPrices, Prices};
 
 use crate::candidates::Candidate;
 use crate::place::{Problem, fixed_bytes};
@@ -132,6 +132,8 @@ pub struct Space<'a> {
     /// Cap of each tier.
     tier_bytes: [f64; Tier::COUNT],
     is_paged: bool,
+    /// Whether copies run beside kernels.
+    overlaps: bool,
     /// Whether each candidate covers whole coarse pieces and reads only maps that
     /// are dear to compute again: where memory is short the best are among these.
     is_frugal: Vec<bool>,
@@ -271,6 +273,7 @@ impl<'a> Space<'a> {
                 .collect(),
             tier_bytes: Tier::ALL.map(|tier| p.tier_bytes(tier) as f64),
             is_paged: p.strategy == Strategy::Paging,
+            overlaps: p.machine.copies_overlap,
             is_frugal: (p.candidates.iter())
                 .map(|c| {
                     let mut reads = c.touches.iter().filter(|t| t.reads);
@@ -296,7 +299,7 @@ impl<'a> Space<'a> {
             return None;
         }
         let cap = device_bytes as f64;
-        let free = Prices::flat(self.held.len(), 0.0);
+        let free = self.flat(0.0);
         let path = self.cheapest(&free, None)?;
         let mut best = self.judge(&path, &free, cap);
         let keeps_all = best.homes.values().all(|(_, beyond)| beyond.is_none());
@@ -310,13 +313,13 @@ impl<'a> Space<'a> {
         }
         // A path for which memory is all that counts.
         let scale = best.score.secs.max(1e-9) / cap.max(1.0) / self.held.len() as f64;
-        let dear = Prices::flat(self.held.len(), 1e6 * scale);
+        let dear = self.flat(1e6 * scale);
         if let Some(least) = self.cheapest(&dear, None) {
             better(&mut best, self.judge(&least, &dear, cap));
         }
         let rounds = if device_bytes == 0 { 0 } else { ROUNDS };
         for (first, frugal) in [(0.02, false), (1.0, false), (1.0, true)] {
-            let mut prices = Prices::flat(self.held.len(), first * scale);
+            let mut prices = self.flat(first * scale);
             let Some(mut path) = self.cheapest_of(&free, None, frugal) else {
                 continue;
             };
@@ -328,9 +331,19 @@ impl<'a> Space<'a> {
                 (rounds, BOLD, frugal),
             );
         }
-        let cheap = Prices::flat(self.held.len(), 0.3 * scale);
-        let dear = Prices::flat(self.held.len(), 30.0 * scale);
+        let cheap = self.flat(0.3 * scale);
+        let dear = self.flat(30.0 * scale);
         Some(self.descend(best, cap, [&cheap, &dear]))
+    }
+
+    /// The same price everywhere on the device.
+    fn flat(&self, device: f64) -> Prices {
+        let channels = if self.overlaps {
+            ChannelPrices::BESIDE
+        } else {
+            ChannelPrices::IN_TURN
+        };
+        Prices::flat(self.held.len(), device, channels)
     }
 
     /// Lets prices rise where memory is short and fall where it is not, and keeps the
@@ -374,7 +387,7 @@ impl<'a> Space<'a> {
                 });
                 next.collect()
             });
-            *prices = Prices::new(next.collect(), beyond_next);
+            *prices = Prices::new(next.collect(), beyond_next, prices.channels);
         }
         best.tried.append(&mut tried);
     }
@@ -387,7 +400,7 @@ impl<'a> Space<'a> {
         let cap = device_bytes.max(1) as f64;
         let scale = found.score.secs.max(1e-9) / cap / self.held.len() as f64;
         for dear in [0.0, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0] {
-            let prices = Prices::flat(self.held.len(), dear * scale);
+            let prices = self.flat(dear * scale);
             starters.extend(
                 self.cheapest(&prices, Some(&found.path))
                     .into_iter()
@@ -424,17 +437,17 @@ impl<'a> Space<'a> {
             }
         }
         let half = prices.device.iter().map(|p| p * 0.5).collect();
-        let cheap = Prices::new(half, prices.beyond.clone());
+        let cheap = Prices::new(half, prices.beyond.clone(), prices.channels);
         self.descend(best, cap, [prices, &cheap])
     }
 
     /// A placement near `path` that fits, if there is one.
     pub fn near(&self, path: &[usize], device_bytes: u64) -> Option<Found> {
         let cap = device_bytes as f64;
-        let found = self.judge(path, &Prices::flat(self.held.len(), 0.0), cap);
+        let found = self.judge(path, &self.flat(0.0), cap);
         let scale = found.score.secs.max(1e-9) / cap.max(1.0) / self.held.len() as f64;
-        let cheap = Prices::flat(self.held.len(), 0.3 * scale);
-        let dear = Prices::flat(self.held.len(), 30.0 * scale);
+        let cheap = self.flat(0.3 * scale);
+        let dear = self.flat(30.0 * scale);
         let found = self.descend(found, cap, [&cheap, &dear]);
         found.score.fits().then_some(found)
     }

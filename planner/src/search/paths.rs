@@ -64,8 +64,8 @@ impl Space<'_> {
             .map(|&c| {
                 let candidate = &self.candidates[c];
                 let (from, to) = (candidate.from, candidate.to);
-                let mut cost =
-                    candidate.secs + candidate.scratch_bytes as f64 * prices.over(from, to);
+                let mut cost = candidate.secs * prices.channels.compute
+                    + candidate.scratch_bytes as f64 * prices.over(from, to);
                 if self.unstored[c].iter().any(|&m| !uses.of[m].is_empty()) {
                     cost += FORBIDDEN_SECS;
                 }
