@@ -22,6 +22,8 @@ mod direct;
 mod dots;
 #[cfg(target_arch = "x86_64")]
 mod panel;
+#[cfg(target_arch = "x86_64")]
+mod phases;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod pointwise;
@@ -34,6 +36,8 @@ mod tests;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod wgrad;
 mod winograd;
@@ -211,6 +215,15 @@ fn check<T: Real>(job: &Job<T>, out: &Out<T>) {
 #[cfg(target_arch = "x86_64")]
 fn fast<T: Real>(job: &Job<T>) -> bool {
     TypeId::of::<T>() == TypeId::of::<f32>() && !job.plain && plain::has_fma()
+}
+
+/// Runs `f` with the vectors of a machine without AVX-512; for tests.
+#[cfg(test)]
+fn narrowly<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    return vector::narrowly(f);
+    #[cfg(not(target_arch = "x86_64"))]
+    f()
 }
 
 /// A slice as the type that it is.
