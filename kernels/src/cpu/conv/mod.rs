@@ -17,6 +17,8 @@
 #[cfg(target_arch = "x86_64")]
 mod blocks;
 #[cfg(target_arch = "x86_64")]
+mod depthwise;
+#[cfg(target_arch = "x86_64")]
 mod direct;
 #[cfg(target_arch = "x86_64")]
 mod dots;
@@ -27,6 +29,8 @@ mod phases;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod pointwise;
+#[cfg(target_arch = "x86_64")]
+mod ring;
 #[cfg(target_arch = "x86_64")]
 mod stores;
 mod tasks;
@@ -107,7 +111,10 @@ pub(crate) fn conv<T: Real>(a: &ConvAttrs, job: &Job<T>, out: &mut Out<T>, ws: &
         // SAFETY: `fast` found that `T` is `f32`.
         let (job, out) = unsafe { (same(job), same(&*out)) };
         let scratch = tasks::floats(ws);
-        if pointwise::conv(&geom, job, out, scratch) || direct::conv(&geom, job, out, scratch) {
+        if depthwise::conv(&geom, job, out, scratch)
+            || pointwise::conv(&geom, job, out, scratch)
+            || direct::conv(&geom, job, out, scratch)
+        {
             return;
         }
     }
@@ -140,7 +147,8 @@ pub(crate) fn transpose<T: Real>(
         // SAFETY: `fast` found that `T` is `f32`.
         let (job, out) = unsafe { (same(job), same(&*out)) };
         let scratch = tasks::floats(ws);
-        if pointwise::adjoint(&geom, job, out, scratch)
+        if depthwise::adjoint(&geom, job, out, scratch)
+            || pointwise::adjoint(&geom, job, out, scratch)
             || transpose::transpose(&geom, job, out, scratch)
         {
             return;
@@ -168,7 +176,10 @@ pub(crate) fn weight_grad<T: Real>(a: &ConvAttrs, job: &Job<T>, w: &mut [T], ws:
             ConvAlgo::Direct => false,
             ConvAlgo::Winograd => winograd::weight_grad(&geom, job, w, floats),
         };
-        if done || wgrad::weight_grad(&geom, job, w, floats) {
+        if done
+            || depthwise::weight_grad(&geom, job, w, floats)
+            || wgrad::weight_grad(&geom, job, w, floats)
+        {
             return;
         }
     }

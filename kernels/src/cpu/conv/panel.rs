@@ -121,6 +121,12 @@ impl Axis {
     }
 }
 
+/// Floats of a row of so many that stands alone: whole vectors may be read from
+/// anywhere in it.
+pub(super) fn padded(len: usize) -> usize {
+    len.next_multiple_of(LANES) + LANES
+}
+
 /// The extents of a panel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extents {
