@@ -33,7 +33,7 @@ pub fn table(plan: &Plan, timings: &Timings) -> Table {
         family.flops += plan.program.flops(n, spent.amount);
         family.bytes += touched(plan, n, spent.amount);
     }
-    let copies: [(&str, &Spent); 7] = [
+    let copies: [(&str, &Spent); 8] = [
         ("(source)", &timings.source),
         ("(upload)", &timings.upload),
         ("(download)", &timings.download),

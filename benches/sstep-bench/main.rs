@@ -12,6 +12,7 @@ mod cases;
 mod chart;
 mod extract;
 mod layers;
+mod megapixel;
 mod pack;
 mod planning;
 mod profile;
@@ -39,6 +40,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Layers(layers::Args),
+    Megapixel(megapixel::Args),
     Pack(pack::Args),
     Planning(planning::Args),
     Profile(profile::Args),
@@ -51,6 +53,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Layers(args) => layers::run(&args),
+        Command::Megapixel(args) => megapixel::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Planning(args) => planning::run(&args),
         Command::Profile(args) => profile::run(&args),

@@ -5,13 +5,13 @@
 //! turns, round by round; medians are compared. "Host" is memory of this machine
 //! as well, so a fair account of a plan's memory is the sum of both columns.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use sstep::nn::{ModelSpec, Norm};
-use sstep::source::ArraySource;
+use sstep::source::{ArraySource, TileSource};
 use sstep::{Budget, ByteSize, Feed, Session, SessionOptions, Shape, Strategy};
 
 use crate::Outcome;
@@ -30,6 +30,9 @@ pub struct Args {
     /// Caps, as parts of what storing everything takes: 1/1, 1/2 …
     #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 10, 50])]
     parts: Vec<u64>,
+    /// More caps, as they are: 512MiB …
+    #[arg(long, value_delimiter = ',', value_name = "BYTES")]
+    budget: Vec<ByteSize>,
     /// Host memory that plans may use.
     #[arg(long, default_value = "8GiB")]
     host: ByteSize,
@@ -58,7 +61,7 @@ pub struct Args {
 
 /// A network that both sides build alike.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Net {
+pub enum Net {
     /// ResNet-18.
     Resnet18,
     /// A U-Net of 32 channels that halves the image three times.
@@ -66,7 +69,8 @@ enum Net {
 }
 
 impl Net {
-    fn name(self) -> &'static str {
+    /// As PyTorch's side and the tables call it.
+    pub fn name(self) -> &'static str {
         match self {
             Net::Resnet18 => "resnet18",
             Net::Unet32 => "unet32",
@@ -89,7 +93,26 @@ impl Net {
         }
     }
 
-    fn label(self, size: usize) -> Result<Feed<f32>, Box<dyn std::error::Error>> {
+    /// Trains it under a budget, with the disk's file in `disk_dir` rather than
+    /// where such files usually are.
+    pub fn session(
+        self,
+        strategy: Strategy,
+        budget: Budget,
+        disk_dir: Option<&Path>,
+    ) -> Result<Session<f32>, Box<dyn std::error::Error>> {
+        let mut options = SessionOptions {
+            strategy,
+            ..SessionOptions::new(budget)
+        };
+        if let Some(dir) = disk_dir {
+            options.disk_dir = dir.into();
+        }
+        Ok(Session::new(self.spec(), options)?)
+    }
+
+    /// What a step on a square image is trained towards.
+    pub fn label(self, size: usize) -> Result<Feed<f32>, Box<dyn std::error::Error>> {
         Ok(match self {
             Net::Resnet18 => Feed::Flat(vec![1.0]),
             Net::Unet32 => {
@@ -117,20 +140,27 @@ pub fn run(args: &Args) -> Outcome {
     rayon::ThreadPoolBuilder::new()
         .num_threads(args.threads)
         .build_global()?;
-    let shape = Shape::map(1, 3, &[args.size, args.size]);
-    let pixels = (0..shape.elems()).map(|i| (i % 251) as f32 / 251.0);
-    let image = Arc::new(ArraySource::new(shape, pixels.collect())?);
+    let image = image(args.size)?;
+    let shape = image.shape();
 
-    let mut all = session(args, Strategy::StoreAll, 1 << 40);
+    let budget = |device_bytes| Budget {
+        device_bytes,
+        host_bytes: args.host.0,
+        disk_bytes: args.disk.0,
+    };
+    let disk_dir = args.disk_dir.as_deref();
+    let mut all = args
+        .net
+        .session(Strategy::StoreAll, budget(1 << 40), disk_dir)?;
     let whole = all.plan(shape.dims())?.predicted.peak_bytes;
     let mut ours = Vec::new();
-    let wanted = std::iter::once(1).chain(args.parts.iter().copied());
-    for part in wanted {
-        let (name, strategy, cap) = match part {
-            1 => ("store-all".to_owned(), Strategy::StoreAll, whole),
-            _ => (format!("1/{part}"), Strategy::Optimal, whole / part),
-        };
-        let mut session = session(args, strategy, cap);
+    let mut wanted = vec![("store-all".to_owned(), Strategy::StoreAll, whole)];
+    let parts = args.parts.iter();
+    wanted.extend(parts.map(|part| (format!("1/{part}"), Strategy::Optimal, whole / part)));
+    let caps = args.budget.iter();
+    wanted.extend(caps.map(|cap| (cap.to_string(), Strategy::Optimal, cap.0)));
+    for (name, strategy, cap) in wanted {
+        let mut session = args.net.session(strategy, budget(cap), disk_dir)?;
         let started = Instant::now();
         match session.plan(shape.dims()) {
             Ok(_) => ours.push(Contender {
@@ -185,20 +215,11 @@ pub fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
-fn session(args: &Args, strategy: Strategy, device_bytes: u64) -> Session<f32> {
-    let budget = Budget {
-        device_bytes,
-        host_bytes: args.host.0,
-        disk_bytes: args.disk.0,
-    };
-    let mut options = SessionOptions {
-        strategy,
-        ..SessionOptions::new(budget)
-    };
-    if let Some(dir) = &args.disk_dir {
-        options.disk_dir.clone_from(dir);
-    }
-    Session::new(args.net.spec(), options).expect("built-in networks are valid")
+/// A square image of three channels.
+pub fn image(size: usize) -> Result<Arc<dyn TileSource<f32>>, Box<dyn std::error::Error>> {
+    let shape = Shape::map(1, 3, &[size, size]);
+    let pixels = (0..shape.elems()).map(|i| (i % 251) as f32 / 251.0);
+    Ok(Arc::new(ArraySource::new(shape, pixels.collect())?))
 }
 
 fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) {
@@ -264,7 +285,8 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
     table.print(args.json);
 }
 
-fn median(secs: &[f64]) -> Option<f64> {
+/// The middle one, if there is any.
+pub fn median(secs: &[f64]) -> Option<f64> {
     let mut secs = secs.to_vec();
     secs.sort_by(f64::total_cmp);
     secs.get(secs.len() / 2).copied()

@@ -12,8 +12,8 @@ use crate::view::Box4;
 /// Most floats of a panel: most of a typical second-level cache.
 pub(super) const PANEL_FLOATS: usize = 48 << 10;
 
-/// Floats of weights that four output channels may take of the first-level
-/// cache, in a tile's inner loop.
+/// Floats of weights that a tile's output channels may take of the first-level
+/// cache, in its inner loop.
 const WEIGHT_FLOATS: usize = 6 << 10;
 
 /// Cost of one fused multiply-add against copying one float into a panel.
@@ -37,6 +37,8 @@ pub(super) struct Job {
     pub(super) channels: usize,
     /// Multiply-adds per output position and summed channel.
     pub(super) macs: usize,
+    /// Output channels of a register tile.
+    pub(super) tile: usize,
     /// Output channels computed from a panel.
     pub(super) outputs: usize,
     /// Floats kept per position besides the panel.
@@ -51,6 +53,8 @@ pub(super) struct Job {
     pub(super) budget: usize,
     /// Most positions of a block.
     pub(super) positions: usize,
+    /// Lanes of the vectors that positions are computed in.
+    pub(super) lanes: usize,
 }
 
 /// The chosen cut.
@@ -85,13 +89,15 @@ impl Blocks {
                         continue;
                     }
                     let extents = Extents::new([d_len, h_len, w_len]);
-                    let extra = job.extra * d * h * w.next_multiple_of(8);
+                    let extra = job.extra * d * h * w.next_multiple_of(job.lanes);
                     let left = job.budget.saturating_sub(extra + extents.floats(0));
                     let fit = (left / extents.channel).min(job.channels);
                     if fit == 0 || (fit < job.channels && job.extra > 0) {
                         continue;
                     }
-                    let fit = fit.min((WEIGHT_FLOATS / (4 * job.taps)).max(8)).max(1);
+                    let fit = fit
+                        .min((WEIGHT_FLOATS / (job.tile * job.taps)).max(8))
+                        .max(1);
                     let chunks = job.channels.div_ceil(fit);
                     let channels = job.channels.div_ceil(chunks);
                     let count = [0, 1, 2].map(|s| job.extent[s].div_ceil([d, h, w][s]));
@@ -114,9 +120,9 @@ impl Blocks {
     /// Work per output position and summed channel, in copies of one float.
     fn cost(&self, job: &Job, extents: &Extents) -> f64 {
         let points = self.size.iter().product::<usize>() as f64;
-        let vectors = (self.size[0] * self.size[1] * self.size[2].div_ceil(8)) as f64;
+        let vectors = (self.size[0] * self.size[1] * self.size[2].div_ceil(job.lanes)) as f64;
         let copy = extents.channel as f64 / points;
-        let compute = FMA_COST * job.macs as f64 * (vectors * 8.0 / points);
+        let compute = FMA_COST * job.macs as f64 * (vectors * job.lanes as f64 / points);
         let chunks = job.channels.div_ceil(self.channels) as f64;
         let partial = PARTIAL_COST * (chunks - 1.0) * job.outputs as f64 / job.channels as f64;
         // Filling the table of positions and the fixed cost of a block.

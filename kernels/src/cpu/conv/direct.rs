@@ -1,8 +1,9 @@
 //! Forward convolution in `f32`: blocks of outputs, each from a packed panel.
 
 use super::blocks::{self, Blocks};
-use super::panel::{self, Axis, Extents, LANES};
+use super::panel::{self, Axis, Extents};
 use super::tile::{Pos, Sums, list_taps, tiles};
+use super::vector::{Kernel, Vector, Width};
 use super::{Geom, tasks};
 use crate::Job;
 use crate::view::{In, Out};
@@ -50,10 +51,13 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
     let sets = region.n().len() * g.groups;
     let macs = region.points() * g.taps() * in_group * out.dims()[1];
     let wanted = tasks::n_workers(usize::MAX, macs);
+    let width = Width::best(extent[2]);
+    let tile = width.outs();
     let to_cut = blocks::Job {
         extent,
         channels: in_group,
         macs: out_group * g.taps(),
+        tile,
         outputs: out_group,
         extra: 0,
         taps: g.taps(),
@@ -61,6 +65,7 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         workers: wanted,
         budget: tasks::share(scratch.len(), wanted).min(blocks::PANEL_FLOATS),
         positions: usize::MAX,
+        lanes: width.lanes(),
     };
     let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
         return false;
@@ -68,8 +73,8 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
     // Deep layers of small maps have fewer blocks than threads; then their
     // output channels are shared out as well.
     let n_blocks = cut.n_blocks() * sets;
-    let parts = wanted.div_ceil(n_blocks).min(out_group.div_ceil(4));
-    let part = out_group.div_ceil(parts).next_multiple_of(4);
+    let parts = wanted.div_ceil(n_blocks).min(out_group.div_ceil(tile));
+    let part = out_group.div_ceil(parts).next_multiple_of(tile);
     let parts = out_group.div_ceil(part);
     let n_tasks = n_blocks * parts;
     let layer = Layer {
@@ -86,6 +91,8 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         let (lo, size) = cut.block(region, block);
         let outputs = first..(first + part).min(out_group);
         let block = Block {
+            layer: &layer,
+            scratch,
             n,
             group,
             lo,
@@ -95,7 +102,7 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         };
         // SAFETY: the caller checked the machine, and that the output holds the
         // region; tasks write disjoint parts of it.
-        unsafe { compute(&layer, &block, scratch) };
+        unsafe { width.run(block) };
     });
     true
 }
@@ -108,7 +115,10 @@ struct Layer<'a> {
     out: &'a Out<'a, f32>,
 }
 
-struct Block {
+/// What one task computes.
+struct Block<'a> {
+    layer: &'a Layer<'a>,
+    scratch: &'a mut [f32],
     n: usize,
     group: usize,
     lo: [usize; 3],
@@ -119,48 +129,49 @@ struct Block {
     channels: usize,
 }
 
-/// # Safety
-/// The machine has AVX2 and FMA; the block lies in the output view, and nobody
-/// else uses it meanwhile.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn compute(layer: &Layer, block: &Block, scratch: &mut [f32]) {
-    let Layer { g, x, w, bias, out } = layer;
-    let axes = [0, 1, 2].map(|s| axis(g, s, block.lo[s], block.size[s]));
-    let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
-    let taps = tap_offsets(g, block.lo, &axes, &extents);
-    let positions = positions(block.size, &extents, out);
-    let in_group = x.dims()[1] / g.groups;
-    let out_group = out.dims()[1] / g.groups;
-    let channels = block.channels;
-    let filter = in_group * taps.len();
-    for c in (0..in_group).step_by(channels) {
-        let n_channels = channels.min(in_group - c);
-        let at = block.group * in_group + c;
-        let panel = &mut scratch[..extents.floats(n_channels)];
-        panel::fill(panel, &extents, &axes, x, block.n, at..at + n_channels);
-        let mut taps = taps.clone();
-        let listed = list_taps(n_channels, extents.channel, [&mut taps, &mut vec![]]);
-        for k in block.outputs.clone().step_by(4) {
-            let n_out = (block.outputs.end - k).min(4);
-            let channel = block.group * out_group + k;
-            let last = c + n_channels == in_group;
-            let sums = Sums {
-                panel,
-                x_channel: extents.channel,
-                channels: listed,
-                taps: &taps,
-                w: &w[channel * filter + c * g.taps()..],
-                w_out: filter,
-                w_step: 1,
-                out: base(out, block.n, channel, block.lo),
-                out_channel: out.layout().strides[1],
-                out_step: 1,
-                between: None,
-                first: c == 0,
-                bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
-            };
-            // SAFETY: as promised to this function.
-            unsafe { tiles(n_out, &sums, &positions) };
+impl Kernel for Block<'_> {
+    /// The block lies in the output view, and nobody else uses it meanwhile.
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let block = self;
+        let Layer { g, x, w, bias, out } = block.layer;
+        let axes = [0, 1, 2].map(|s| axis(g, s, block.lo[s], block.size[s]));
+        let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
+        let taps = tap_offsets(g, block.lo, &axes, &extents);
+        let positions = positions::<V>(block.size, &extents, out);
+        let in_group = x.dims()[1] / g.groups;
+        let out_group = out.dims()[1] / g.groups;
+        let channels = block.channels;
+        let filter = in_group * taps.len();
+        for c in (0..in_group).step_by(channels) {
+            let n_channels = channels.min(in_group - c);
+            let at = block.group * in_group + c;
+            let panel = &mut block.scratch[..extents.floats(n_channels)];
+            panel::fill(panel, &extents, &axes, x, block.n, at..at + n_channels);
+            let mut taps = taps.clone();
+            let listed = list_taps(n_channels, extents.channel, [&mut taps, &mut vec![]]);
+            for k in block.outputs.clone().step_by(V::OUTS) {
+                let n_out = (block.outputs.end - k).min(V::OUTS);
+                let channel = block.group * out_group + k;
+                let last = c + n_channels == in_group;
+                let sums = Sums {
+                    panel,
+                    x_channel: extents.channel,
+                    channels: listed,
+                    taps: &taps,
+                    w: &w[channel * filter + c * g.taps()..],
+                    w_out: filter,
+                    w_step: 1,
+                    out: base(out, block.n, channel, block.lo),
+                    out_channel: out.layout().strides[1],
+                    out_step: 1,
+                    between: None,
+                    first: c == 0,
+                    bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
+                };
+                // SAFETY: as promised to this function.
+                unsafe { tiles::<V>(n_out, &sums, &positions) };
+            }
         }
     }
 }
@@ -179,18 +190,18 @@ pub(super) fn base(out: &Out<f32>, n: usize, channel: usize, at: [usize; 3]) -> 
 }
 
 /// The vectors of a block of `size` outputs.
-fn positions(size: [usize; 3], extents: &Extents, out: &Out<f32>) -> Vec<Pos> {
+fn positions<V: Vector>(size: [usize; 3], extents: &Extents, out: &Out<f32>) -> Vec<Pos> {
     let [_, _, sd, sh] = out.layout().strides;
-    let mut all = Vec::with_capacity(size[0] * size[1] * size[2].div_ceil(LANES));
+    let mut all = Vec::with_capacity(size[0] * size[1] * size[2].div_ceil(V::LANES));
     for d in 0..size[0] {
         for h in 0..size[1] {
-            for w in (0..size[2]).step_by(LANES) {
+            for w in (0..size[2]).step_by(V::LANES) {
                 let x = extents.at([d, h, w]);
                 let out = d * sd + h * sh + w;
                 all.push(Pos {
                     x,
                     out,
-                    lanes: LANES.min(size[2] - w),
+                    lanes: V::LANES.min(size[2] - w),
                 });
             }
         }

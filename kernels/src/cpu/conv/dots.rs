@@ -1,26 +1,24 @@
-//! The register kernel of weight gradients: twelve dot products at a time.
+//! The register kernel of weight gradients: many dot products at a time.
 //!
-//! Every step loads eight positions of up to four channels of `ȳ` and of a few
-//! shifted channels of `x`, and multiplies each with each: seven loads for twelve
-//! fused multiply-adds. Only after a whole block are lanes added to one another.
+//! Every step loads a vector of positions of up to eight channels of `ȳ` and of
+//! a few shifted channels of `x`, and multiplies each with each: eleven loads for
+//! 24 fused multiply-adds with AVX-512, seven for twelve with AVX2. Only after a
+//! whole block are lanes added to one another.
 
 use std::arch::x86_64::*;
 
-use super::panel::LANES;
+use super::vector::{Held, Kernel, Vector, piece};
 
-/// Channels of `ȳ` of a tile.
-pub(super) const TILE: usize = 4;
-
-/// Columns of a tile of so many channels of `ȳ`: accumulators, as many columns
-/// and one vector of `ȳ` fit the sixteen registers.
-const COLUMNS: [usize; 5] = [0, 7, 5, 3, 3];
+/// Columns of a tile of so many channels of `ȳ`.
+const fn columns<V: Vector>(outs: usize) -> usize {
+    if outs == V::OUTS { 3 } else { 6 }
+}
 
 /// A block's operands.
 pub(super) struct Streams<'a> {
     pub(super) x: &'a [f32],
-    pub(super) x_channel: usize,
-    /// Offsets of the taps.
-    pub(super) taps: &'a [usize],
+    /// Offset of each column (channel, tap).
+    pub(super) columns: &'a [usize],
     pub(super) y: &'a [f32],
     pub(super) y_channel: usize,
     /// Offset of each row in a channel of `x`; those of `ȳ` lie side by side.
@@ -30,164 +28,138 @@ pub(super) struct Streams<'a> {
 }
 
 impl Streams<'_> {
-    /// Correlates `n_out ≤ 4` channels of `ȳ` from `k` on with as many columns
-    /// (channel, tap) as there are `dots`; those beyond `n_out` become zero.
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn correlate(&self, k: usize, n_out: usize, dots: &mut [[f32; TILE]]) {
-        let columns = dots.len();
+    /// Correlates `n_out ≤ V::OUTS` channels of `ȳ` from `k` on with as many
+    /// columns (channel, tap) as there are `dots`, `V::OUTS` for each; those
+    /// beyond `n_out` become zero.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    #[inline(always)]
+    pub(super) unsafe fn correlate<V: Vector>(&self, k: usize, n_out: usize, dots: &mut [f32]) {
+        let n_columns = self.columns.len();
+        assert_eq!(
+            dots.len(),
+            n_columns * V::OUTS,
+            "each column has its places"
+        );
         // The kernels do not check bounds, so this is checked for all at once.
-        let n_taps = self.taps.len();
-        let tap = self.taps.iter().max().copied().unwrap_or(0);
+        let column = self.columns.iter().max().copied().unwrap_or(0);
         let row = self.rows.iter().max().copied().unwrap_or(0);
-        let x_end =
-            (columns.div_ceil(n_taps) - 1) * self.x_channel + tap + row + self.vectors * LANES;
+        let row_floats = self.vectors * V::LANES;
+        let x_end = column + row + row_floats;
         assert!(x_end <= self.x.len(), "dot products read within the panel");
         let y_end = (k + n_out) * self.y_channel;
         assert!(y_end <= self.y.len(), "dot products read within the rows");
-        assert!(self.rows.len() * self.vectors * LANES <= self.y_channel);
-        let at = |column: usize| column / n_taps * self.x_channel + self.taps[column % n_taps];
-        let mut column = 0;
-        while column < columns {
-            let n = COLUMNS[n_out].min(columns - column);
-            // SAFETY: bounds as checked above.
-            unsafe {
-                macro_rules! tile {
-                    ($k:literal, $q:literal) => {{
-                        let mut from = [0; $q];
-                        for (i, from) in from.iter_mut().enumerate() {
-                            *from = at(column + i);
-                        }
-                        let these = self.dots::<$k, $q>(k, from);
-                        dots[column..column + $q].copy_from_slice(&these);
-                    }};
-                }
-                match (n_out, n) {
-                    (1, 1) => tile!(1, 1),
-                    (1, 2) => tile!(1, 2),
-                    (1, 3) => tile!(1, 3),
-                    (1, 4) => tile!(1, 4),
-                    (1, 5) => tile!(1, 5),
-                    (1, 6) => tile!(1, 6),
-                    (1, _) => tile!(1, 7),
-                    (2, 1) => tile!(2, 1),
-                    (2, 2) => tile!(2, 2),
-                    (2, 3) => tile!(2, 3),
-                    (2, 4) => tile!(2, 4),
-                    (2, _) => tile!(2, 5),
-                    (3, 1) => tile!(3, 1),
-                    (3, 2) => tile!(3, 2),
-                    (3, _) => tile!(3, 3),
-                    (_, 1) => tile!(4, 1),
-                    (_, 2) => tile!(4, 2),
-                    (_, _) => tile!(4, 3),
-                }
-            }
-            column += n;
+        assert!(self.rows.len() * row_floats <= self.y_channel);
+        if n_out < V::OUTS {
+            dots.fill(0.0);
         }
-    }
-
-    /// Dot products of each of the columns at `from` with channels `k..k + K`
-    /// of `ȳ`, zeros after them.
-    ///
-    /// # Safety
-    /// The machine has AVX2 and FMA; all rows lie within the panels.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn dots<const K: usize, const Q: usize>(
-        &self,
-        k: usize,
-        from: [usize; Q],
-    ) -> [[f32; TILE]; Q] {
-        let mut acc = [[_mm256_setzero_ps(); Q]; K];
-        let mut y = self.y.as_ptr().wrapping_add(k * self.y_channel);
-        for &row in self.rows {
-            let mut x = [self.x.as_ptr(); Q];
-            for (x, from) in x.iter_mut().zip(from) {
-                *x = x.wrapping_add(from + row);
-            }
-            for v in 0..self.vectors {
-                // SAFETY: as promised to this function.
+        let mut first = 0;
+        while first < n_out {
+            let outs = piece::<V>(n_out - first);
+            let mut column = 0;
+            while column < n_columns {
+                // SAFETY: bounds as checked above.
                 unsafe {
-                    if K == 4 && Q == 3 {
-                        step_4_by_3(&mut acc, &x, v * LANES, y, self.y_channel);
-                    } else {
-                        step(&mut acc, &x, v * LANES, y, self.y_channel);
+                    macro_rules! tile {
+                        ($k:literal, $q:literal) => {{
+                            let mut from = [0; $q];
+                            from.copy_from_slice(&self.columns[column..column + $q]);
+                            V::call(Tile::<$k, $q> {
+                                streams: self,
+                                k: k + first,
+                                from,
+                                to: &mut dots[column * V::OUTS + first..],
+                            });
+                            column += $q;
+                        }};
+                    }
+                    match (outs, columns::<V>(outs).min(n_columns - column)) {
+                        (1, 6) => tile!(1, 6),
+                        (1, 3..) => tile!(1, 3),
+                        (1, _) => tile!(1, 1),
+                        (2, 6) => tile!(2, 6),
+                        (2, 3..) => tile!(2, 3),
+                        (2, _) => tile!(2, 1),
+                        (4, 6) if const { V::OUTS > 4 } => tile!(4, 6),
+                        (4, 3..) => tile!(4, 3),
+                        (4, 2) => tile!(4, 2),
+                        (4, _) => tile!(4, 1),
+                        (_, 3..) if const { V::OUTS == 8 } => tile!(8, 3),
+                        (_, 2) if const { V::OUTS == 8 } => tile!(8, 2),
+                        _ if const { V::OUTS == 8 } => tile!(8, 1),
+                        _ => unreachable!("no tile has more channels than a full one"),
                     }
                 }
-                y = y.wrapping_add(LANES);
             }
+            first += outs;
         }
-        let mut dots = [[0.0; TILE]; Q];
-        for (q, dots) in dots.iter_mut().enumerate() {
-            let mut four = [_mm256_setzero_ps(); TILE];
-            for (four, acc) in four.iter_mut().zip(&acc) {
-                *four = acc[q];
-            }
-            *dots = sum(four);
-        }
-        dots
     }
 }
 
-/// The sum of the lanes of each of four vectors.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn sum([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-    let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    let sums = _mm_add_ps(
-        _mm256_castps256_ps128(pairs),
-        _mm256_extractf128_ps::<1>(pairs),
-    );
-    let mut all = [0.0; 4];
-    // SAFETY: four floats go where there are four.
-    unsafe { _mm_storeu_ps(all.as_mut_ptr(), sums) };
-    all
+/// Dot products of each of the columns at `from` with channels `k..k + K` of
+/// `ȳ`; those of a column go to `V::OUTS` places of `to`.
+struct Tile<'a, const K: usize, const Q: usize> {
+    streams: &'a Streams<'a>,
+    k: usize,
+    from: [usize; Q],
+    to: &'a mut [f32],
 }
 
-/// Eight positions: `acc[k][i] += x[i][at…] · y[k·y_channel…]`.
-///
-/// # Safety
-/// The eight floats from each of the addresses are readable.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn step<const K: usize, const Q: usize>(
-    acc: &mut [[__m256; Q]; K],
-    x: &[*const f32; Q],
-    at: usize,
-    y: *const f32,
-    y_channel: usize,
-) {
-    let mut v = [_mm256_setzero_ps(); Q];
-    // SAFETY: as promised to this function.
-    unsafe {
-        for (v, x) in v.iter_mut().zip(x) {
-            *v = _mm256_loadu_ps(x.add(at));
-        }
-        for (k, acc) in acc.iter_mut().enumerate() {
-            let y = _mm256_loadu_ps(y.add(k * y_channel));
-            for (acc, &v) in acc.iter_mut().zip(&v) {
-                *acc = _mm256_fmadd_ps(v, y, *acc);
+impl<const K: usize, const Q: usize> Kernel for Tile<'_, K, Q> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let s = self.streams;
+        // SAFETY: all rows lie within the panels, as `correlate` checked.
+        unsafe {
+            let mut acc = Held::<K, Q>::zero::<V>();
+            let mut y = s.y.as_ptr().wrapping_add(self.k * s.y_channel);
+            for &row in s.rows {
+                let mut x = [s.x.as_ptr(); Q];
+                for (x, from) in x.iter_mut().zip(self.from) {
+                    *x = x.wrapping_add(from + row);
+                }
+                for v in 0..s.vectors {
+                    let at = v * V::LANES;
+                    if V::LANES == 8 && K == 4 && Q == 3 {
+                        let acc = &mut *(&raw mut acc).cast::<[[__m256; 3]; 4]>();
+                        step_4_by_3(acc, &x, at, y, s.y_channel);
+                    } else {
+                        V::correlate_step(&mut acc, &x, at, y, s.y_channel);
+                    }
+                    y = y.wrapping_add(V::LANES);
+                }
+            }
+            let mut held = Held::<K, Q>::new();
+            held.store(&acc);
+            for (q, to) in self.to.chunks_mut(V::OUTS).enumerate().take(Q) {
+                let mut eight = [V::zero(); 8];
+                for (k, eight) in eight.iter_mut().enumerate().take(K) {
+                    *eight = V::load(held.at(k, q));
+                }
+                let sums = V::lane_sums(eight);
+                to[..K].copy_from_slice(&sums[..K]);
             }
         }
     }
 }
 
-/// [`step`] for the full tile, which takes exactly all sixteen registers: the
+/// [`Vector::correlate_step`] for the full tile of AVX2, which takes exactly all sixteen registers: the
 /// compiler's scheduler would overlap two vectors of `ȳ` and spill, so the order of
 /// instructions is given.
 ///
 /// # Safety
-/// As [`step`], and `K = 4`, `Q = 3`.
+/// As [`Vector::correlate_step`], and `Q = 3`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn step_4_by_3<const K: usize, const Q: usize>(
-    acc: &mut [[__m256; Q]; K],
+unsafe fn step_4_by_3<const Q: usize>(
+    acc: &mut [[__m256; 3]; 4],
     x: &[*const f32; Q],
     at: usize,
     y: *const f32,
     y_channel: usize,
 ) {
-    // SAFETY: reads what `step` reads; touches nothing else.
+    // SAFETY: reads what a step reads; touches nothing else.
     unsafe {
         std::arch::asm!(
             "vmovups {x0}, [{p0} + {at} * 4]",

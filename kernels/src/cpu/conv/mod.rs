@@ -17,14 +17,20 @@
 #[cfg(target_arch = "x86_64")]
 mod blocks;
 #[cfg(target_arch = "x86_64")]
+mod depthwise;
+#[cfg(target_arch = "x86_64")]
 mod direct;
 #[cfg(target_arch = "x86_64")]
 mod dots;
 #[cfg(target_arch = "x86_64")]
 mod panel;
+#[cfg(target_arch = "x86_64")]
+mod phases;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod pointwise;
+#[cfg(target_arch = "x86_64")]
+mod ring;
 #[cfg(target_arch = "x86_64")]
 mod stores;
 mod tasks;
@@ -34,6 +40,8 @@ mod tests;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod transpose;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod wgrad;
 mod winograd;
@@ -103,7 +111,10 @@ pub(crate) fn conv<T: Real>(a: &ConvAttrs, job: &Job<T>, out: &mut Out<T>, ws: &
         // SAFETY: `fast` found that `T` is `f32`.
         let (job, out) = unsafe { (same(job), same(&*out)) };
         let scratch = tasks::floats(ws);
-        if pointwise::conv(&geom, job, out, scratch) || direct::conv(&geom, job, out, scratch) {
+        if depthwise::conv(&geom, job, out, scratch)
+            || pointwise::conv(&geom, job, out, scratch)
+            || direct::conv(&geom, job, out, scratch)
+        {
             return;
         }
     }
@@ -136,7 +147,8 @@ pub(crate) fn transpose<T: Real>(
         // SAFETY: `fast` found that `T` is `f32`.
         let (job, out) = unsafe { (same(job), same(&*out)) };
         let scratch = tasks::floats(ws);
-        if pointwise::adjoint(&geom, job, out, scratch)
+        if depthwise::adjoint(&geom, job, out, scratch)
+            || pointwise::adjoint(&geom, job, out, scratch)
             || transpose::transpose(&geom, job, out, scratch)
         {
             return;
@@ -164,7 +176,10 @@ pub(crate) fn weight_grad<T: Real>(a: &ConvAttrs, job: &Job<T>, w: &mut [T], ws:
             ConvAlgo::Direct => false,
             ConvAlgo::Winograd => winograd::weight_grad(&geom, job, w, floats),
         };
-        if done || wgrad::weight_grad(&geom, job, w, floats) {
+        if done
+            || depthwise::weight_grad(&geom, job, w, floats)
+            || wgrad::weight_grad(&geom, job, w, floats)
+        {
             return;
         }
     }
@@ -211,6 +226,15 @@ fn check<T: Real>(job: &Job<T>, out: &Out<T>) {
 #[cfg(target_arch = "x86_64")]
 fn fast<T: Real>(job: &Job<T>) -> bool {
     TypeId::of::<T>() == TypeId::of::<f32>() && !job.plain && plain::has_fma()
+}
+
+/// Runs `f` with the vectors of a machine without AVX-512; for tests.
+#[cfg(test)]
+fn narrowly<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    return vector::narrowly(f);
+    #[cfg(not(target_arch = "x86_64"))]
+    f()
 }
 
 /// A slice as the type that it is.

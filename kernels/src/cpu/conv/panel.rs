@@ -18,8 +18,8 @@ use std::ops::Range;
 use super::plain::{inside, valid};
 use crate::view::In;
 
-/// Floats in a vector register.
-pub(super) const LANES: usize = 8;
+/// Floats in the widest vector register.
+const LANES: usize = 16;
 
 /// Consecutive equally spaced source positions.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +85,46 @@ impl Axis {
     pub(super) fn len(&self) -> usize {
         self.len
     }
+
+    /// Copies row `(d, h)` of channel `c` of sample `n`, zeros in the padding and in
+    /// what is left of `row`. Asks for the same row of channel `ahead`.
+    #[inline(always)]
+    pub(super) fn fill(
+        &self,
+        row: &mut [f32],
+        x: &In<f32>,
+        n: usize,
+        c: usize,
+        [d, h]: [isize; 2],
+        ahead: Option<usize>,
+    ) {
+        let [_, _, x_d, x_h, x_w] = x.dims();
+        let (Some(d), Some(h)) = (inside(d, x_d), inside(h, x_h)) else {
+            row.fill(0.0);
+            return;
+        };
+        for run in &self.runs {
+            let to = &mut row[run.at..run.at + run.len];
+            let ok = valid(run.first, self.step, run.len, x_w);
+            to[..ok.start].fill(0.0);
+            to[ok.end..].fill(0.0);
+            if !ok.is_empty() {
+                let lo = (run.first + (ok.start * self.step) as isize) as usize;
+                let hi = lo + (ok.len() - 1) * self.step + 1;
+                if let Some(ahead) = ahead {
+                    prefetch(x.row(n, ahead, d, h, lo..hi));
+                }
+                gather(&mut to[ok], x.row(n, c, d, h, lo..hi), self.step);
+            }
+        }
+        row[self.len..].fill(0.0);
+    }
+}
+
+/// Floats of a row of so many that stands alone: whole vectors may be read from
+/// anywhere in it.
+pub(super) fn padded(len: usize) -> usize {
+    len.next_multiple_of(LANES) + LANES
 }
 
 /// The extents of a panel.
@@ -100,8 +140,9 @@ pub(super) struct Extents {
 
 impl Extents {
     pub(super) fn new(len: [usize; 3]) -> Self {
-        // Vector loads of the first tap stay within cache lines.
-        let row = len[2].next_multiple_of(LANES);
+        // Vector loads of the first tap stay within cache lines, unless that would
+        // double a narrow row.
+        let row = len[2].next_multiple_of(if len[2] > LANES { LANES } else { LANES / 2 });
         let slice = row * len[1];
         // An odd number of lines, so that channels spread over the cache sets.
         let channel = ((slice * len[0]).div_ceil(16) | 1) * 16;
@@ -134,7 +175,6 @@ pub(super) fn fill(
     n: usize,
     channels: Range<usize>,
 ) {
-    let [_, _, x_d, x_h, x_w] = x.dims();
     let (n_channels, end) = (channels.len(), channels.end);
     // Far enough for memory to answer, near enough to stay in the cache although
     // channels often lie a power of two apart.
@@ -150,26 +190,8 @@ pub(super) fn fill(
         for d in positions(&axes[0]) {
             for h in positions(&axes[1]) {
                 let row = rows.next().expect("a channel holds its rows");
-                let (Some(d), Some(h)) = (inside(d, x_d), inside(h, x_h)) else {
-                    row.fill(0.0);
-                    continue;
-                };
-                for run in &axes[2].runs {
-                    let to = &mut row[run.at..run.at + run.len];
-                    let ok = valid(run.first, axes[2].step, run.len, x_w);
-                    to[..ok.start].fill(0.0);
-                    to[ok.end..].fill(0.0);
-                    if !ok.is_empty() {
-                        let step = axes[2].step;
-                        let lo = (run.first + (ok.start * step) as isize) as usize;
-                        let hi = lo + (ok.len() - 1) * step + 1;
-                        if c + ahead < end {
-                            prefetch(x.row(n, c + ahead, d, h, lo..hi));
-                        }
-                        gather(&mut to[ok], x.row(n, c, d, h, lo..hi), step);
-                    }
-                }
-                row[axes[2].len..].fill(0.0);
+                let ahead = (c + ahead < end).then_some(c + ahead);
+                axes[2].fill(row, x, n, c, [d, h], ahead);
             }
         }
     }

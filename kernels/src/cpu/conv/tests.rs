@@ -1,163 +1,18 @@
 //! Random geometries against the definition, against each other, and against
 //! the adjoint identities that make them gradients of one another.
 
+mod cases;
 mod winograd;
 
 use proptest::prelude::*;
-use sstep_autodiff::{
-    AxisRead, ConvAlgo, ConvAttrs, ConvTransposeAttrs, DType, Form, Op, Region, Shape, Span, Ty,
-};
+use sstep_autodiff::{AxisRead, ConvAlgo, ConvAttrs, DType, Form, Op, Region, Shape, Ty};
 
+use super::narrowly;
 use super::{conv, transpose, weight_grad};
 use crate::Job;
 use crate::real::Real;
 use crate::view::{Box4, In, Layout, Out};
-
-/// One convolution and how it is cut.
-#[derive(Clone, Debug)]
-struct Case {
-    attrs: ConvAttrs,
-    x: Shape,
-    y: Shape,
-    w: Shape,
-    bias: bool,
-    /// Where regions are cut, in 1/8 of each axis.
-    cut: [(usize, usize); 4],
-    /// Unused capacity per axis of windowed views.
-    slack: usize,
-    /// Bytes of workspace, and how many of them are skipped to misalign it.
-    ws: (usize, usize),
-    seed: u64,
-}
-
-impl Case {
-    fn transposed(&self) -> ConvTransposeAttrs {
-        let mut out_spatial = [1; 3];
-        out_spatial[..self.x.spatial().len()].copy_from_slice(self.x.spatial());
-        ConvTransposeAttrs {
-            conv: self.attrs,
-            out_spatial,
-        }
-    }
-
-    /// A part of a map: `cut` of every axis.
-    fn part(&self, ty: &Ty) -> Region {
-        let spans: Vec<Span> = (0..ty.n_axes())
-            .map(|a| {
-                let extent = ty.axis_extent(a);
-                let (lo, hi) = self.cut[a];
-                let lo = (lo * extent / 8).min(extent - 1);
-                Span::new(lo, (hi * extent).div_ceil(8).clamp(lo + 1, extent))
-            })
-            .collect();
-        Region::new(&spans)
-    }
-}
-
-fn axis() -> impl Strategy<Value = ([usize; 5], usize)> {
-    let geometry = (1..6usize, 1..4usize, 1..4usize, 0..4usize, 0..4usize);
-    (geometry, 1..30usize, 0..8usize).prop_filter_map(
-        "the padded input holds the kernel",
-        |((kernel, stride, dilation, lo, hi), extent, shape)| {
-            // Half of the axes are ordinary: stride 1, no dilation.
-            let (stride, dilation) = if shape < 4 {
-                (1, 1)
-            } else {
-                (stride, dilation)
-            };
-            let reach = (kernel - 1) * dilation + 1;
-            let extent = if shape == 7 { extent * 5 } else { extent };
-            (extent + lo + hi >= reach).then_some(([kernel, stride, dilation, lo, hi], extent))
-        },
-    )
-}
-
-fn case() -> impl Strategy<Value = Case> {
-    let axes = prop::collection::vec(axis(), 1..=3);
-    let channels = (1..3usize, 1..4usize, 1..10usize, 1..10usize, any::<bool>());
-    let cut = prop::array::uniform4((0..6usize, 3..9usize));
-    let ws = (
-        prop::sample::select(vec![0, 3000, 20_000, 100_000, 2 << 20]),
-        0..9usize,
-    );
-    (axes, channels, cut, 0..3usize, ws, any::<u64>()).prop_map(
-        |(axes, (batch, groups, in_group, out_group, bias), cut, slack, ws, seed)| {
-            let mut attrs = ConvAttrs {
-                kernel: [1; 3],
-                stride: [1; 3],
-                dilation: [1; 3],
-                pad_lo: [0; 3],
-                pad_hi: [0; 3],
-                groups,
-                algo: ConvAlgo::Direct,
-            };
-            let mut extents = vec![];
-            for (s, ([kernel, stride, dilation, lo, hi], extent)) in axes.into_iter().enumerate() {
-                // Three long axes would take too long.
-                let extent = if s == 0 { extent } else { extent.min(60) };
-                attrs.kernel[s] = kernel;
-                attrs.stride[s] = stride;
-                attrs.dilation[s] = dilation;
-                attrs.pad_lo[s] = lo;
-                attrs.pad_hi[s] = hi;
-                extents.push(extent);
-            }
-            if extents.len() == 3 {
-                extents.iter_mut().zip(0..).for_each(|(e, s)| {
-                    let reach = (attrs.kernel[s] - 1) * attrs.dilation[s] + 1;
-                    *e = (*e).min(reach + 7);
-                });
-            }
-            let out: Vec<usize> = extents
-                .iter()
-                .enumerate()
-                .map(|(s, &e)| attrs.out_extent(s, e).expect("filtered"))
-                .collect();
-            let mut w = vec![out_group * groups, in_group];
-            w.extend(&attrs.kernel[..extents.len()]);
-            Case {
-                attrs,
-                x: Shape::map(batch, in_group * groups, &extents),
-                y: Shape::map(batch, out_group * groups, &out),
-                w: Shape::new(&w),
-                bias,
-                cut,
-                slack,
-                ws,
-                seed,
-            }
-        },
-    )
-}
-
-/// A 1 × 1 convolution of some channels over rows of some length.
-fn pointwise() -> impl Strategy<Value = Case> {
-    let shape = (1..3usize, 1..60usize, 1..60usize, any::<bool>());
-    let spatial = (1..6usize, 1..260usize);
-    let cut = prop::array::uniform4((0..3usize, 5..9usize));
-    let ws = (prop::sample::select(vec![3000, 60_000, 2 << 20]), 0..9usize);
-    (shape, spatial, cut, 0..3usize, ws, any::<u64>()).prop_map(
-        |((batch, ins, outs, bias), (h, w), cut, slack, ws, seed)| Case {
-            attrs: ConvAttrs {
-                kernel: [1; 3],
-                stride: [1; 3],
-                dilation: [1; 3],
-                pad_lo: [0; 3],
-                pad_hi: [0; 3],
-                groups: 1,
-                algo: ConvAlgo::Direct,
-            },
-            x: Shape::map(batch, ins, &[h, w]),
-            y: Shape::map(batch, outs, &[h, w]),
-            w: Shape::new(&[outs, ins, 1, 1]),
-            bias,
-            cut,
-            slack,
-            ws,
-            seed,
-        },
-    )
-}
+use cases::{Case, case, depthwise, pointwise};
 
 fn ty<T: Real>(shape: Shape, form: Form) -> Ty {
     Ty {
@@ -332,6 +187,20 @@ fn weights<T: Real>(case: &Case, ops: &Operands<T>, part: &Region, plain: bool) 
     into.iter().map(|&w| w - T::ONE).collect()
 }
 
+/// Error of a weight gradient over `part`, relative to what doubles give.
+fn weight_error(case: &Case, ops: &Operands<f32>, part: &Region, found: &[f32]) -> f64 {
+    let double = Operands {
+        x: ops.x.iter().map(|&v| f64::from(v)).collect(),
+        y: ops.y.iter().map(|&v| f64::from(v)).collect(),
+        w: vec![],
+        bias: vec![],
+    };
+    let exact = weights(case, &double, part, true);
+    let error = norm(found.iter().zip(&exact).map(|(&f, e)| f64::from(f) - e));
+    // Adding to the one that was there costs half a unit of its own.
+    error / (norm(exact.iter().copied()) + (exact.len() as f64).sqrt())
+}
+
 /// The definition, element by element, in doubles; a bias of zero.
 fn definition(case: &Case, x: &[f64], w: &[f64]) -> Vec<f64> {
     let a = &case.attrs;
@@ -439,6 +308,33 @@ proptest! {
     }
 
     #[test]
+    fn narrow_vectors_are_plain_bit_for_bit(case in prop_oneof![case(), depthwise()]) {
+        let ops = operands::<f32>(&case);
+        for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
+            let narrow = narrowly(|| run(&case, kind, &ops, &whole(shape), false));
+            let plain = run(&case, kind, &ops, &whole(shape), true);
+            prop_assert_eq!(bits(&narrow), bits(&plain), "{:?}", kind);
+        }
+        let narrow = narrowly(|| weights(&case, &ops, &whole(case.y), false));
+        let error = weight_error(&case, &ops, &whole(case.y), &narrow);
+        prop_assert!(error < 1e-6, "{error}");
+    }
+
+    #[test]
+    fn depthwise_is_plain_bit_for_bit(case in depthwise()) {
+        let ops = operands::<f32>(&case);
+        for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
+            let part = case.part(&ty::<f32>(shape, Form::Map));
+            let fast = run(&case, kind, &ops, &part, false);
+            let plain = run(&case, kind, &ops, &part, true);
+            prop_assert_eq!(bits(&fast), bits(&plain), "{:?}", kind);
+        }
+        let part = case.part(&ty::<f32>(case.y, Form::Map));
+        let error = weight_error(&case, &ops, &part, &weights(&case, &ops, &part, false));
+        prop_assert!(error < 1e-6, "{error}");
+    }
+
+    #[test]
     fn one_by_one_is_plain_bit_for_bit(case in pointwise()) {
         let ops = operands::<f32>(&case);
         for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
@@ -492,20 +388,11 @@ proptest! {
     #[test]
     fn weight_gradients_are_accurate(case in case()) {
         let ops = operands::<f32>(&case);
-        let double = Operands {
-            x: ops.x.iter().map(|&v| f64::from(v)).collect(),
-            y: ops.y.iter().map(|&v| f64::from(v)).collect(),
-            w: vec![],
-            bias: vec![],
-        };
         let part = case.part(&ty::<f32>(case.y, Form::Map));
-        let exact = weights(&case, &double, &part, true);
         for plain in [false, true] {
             let found = weights(&case, &ops, &part, plain);
-            let error = norm(found.iter().zip(&exact).map(|(&f, e)| f64::from(f) - e));
-            // Adding to the one that was there costs half a unit of its own.
-            let size = norm(exact.iter().copied()) + (exact.len() as f64).sqrt();
-            prop_assert!(error < 1e-6 * size, "plain {plain}: {error} of {size}");
+            let error = weight_error(&case, &ops, &part, &found);
+            prop_assert!(error < 1e-6, "plain {plain}: {error}");
         }
     }
 }

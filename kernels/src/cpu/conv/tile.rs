@@ -1,20 +1,16 @@
 //! The register kernel of forward and transposed convolution.
 //!
-//! A tile is up to four output channels by a few vectors of eight neighbouring
-//! outputs, at most twelve accumulators. For every (channel, tap) it loads the
-//! vectors from the panel, broadcasts one weight per output channel, and
-//! multiplies: seven loads for twelve fused multiply-adds, which leaves the two
-//! FMA ports of an AVX2 core the bottleneck. Vectors of a tile may lie anywhere
+//! A tile is a few output channels by a few vectors of neighbouring outputs: at
+//! most 8 by 3 with AVX-512, 4 by 3 with AVX2. For every (channel, tap) it loads
+//! the vectors from the panel, broadcasts one weight per output channel, and
+//! multiplies: eleven loads for 24 fused multiply-adds, or seven for twelve, which
+//! leaves the FMA units the bottleneck. Vectors of a tile may lie anywhere
 //! in the block, so narrow and odd maps fill their tiles as well as wide ones.
 
 use std::arch::x86_64::*;
 
-use super::panel::LANES;
 use super::stores::{load, load_two, prefetch_to_write, store, store_two};
-
-/// Vectors of a tile of so many output channels: with the accumulators, as many
-/// inputs and one weight fit the sixteen registers.
-const VECTORS: [usize; 5] = [0, 7, 5, 3, 3];
+use super::vector::{Held, Kernel, Vector, piece};
 
 /// Up to so many taps are listed for every channel.
 const FEW_TAPS: usize = 2;
@@ -38,8 +34,8 @@ pub(super) fn list_taps(channels: usize, x_channel: usize, taps: [&mut Vec<usize
     1
 }
 
-/// Eight neighbouring outputs, or sixteen where two phases are stored side by
-/// side; fewer at the end of a row.
+/// A vector of neighbouring outputs, or two where two phases are stored side by
+/// side; fewer lanes at the end of a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pos {
     /// Offset of the first tap in the panel, less the tap's own offset.
@@ -82,47 +78,70 @@ pub(super) struct Sums<'a> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
-/// Computes `n_out ≤ 4` output channels at all `positions`.
+/// Computes `n_out ≤ V::OUTS` output channels at all `positions`.
 ///
 /// # Safety
-/// The machine has AVX2 and FMA. `out` is valid for reads and writes at every
+/// The machine has the instructions. `out` is valid for reads and writes at every
 /// existing lane of every position of every channel, and nobody else uses those
 /// elements meanwhile.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn tiles(n_out: usize, sums: &Sums, positions: &[Pos]) {
+#[inline(always)]
+pub(super) unsafe fn tiles<V: Vector>(n_out: usize, sums: &Sums, positions: &[Pos]) {
     if positions.is_empty() {
         return;
     }
-    check(n_out, sums, sums.taps, sums.w, positions);
+    check::<V>(n_out, sums, sums.taps, sums.w, positions);
     if let Some((taps, w)) = sums.between {
-        check(n_out, sums, taps, w, positions);
+        check::<V>(n_out, sums, taps, w, positions);
     }
     assert!(
         sums.bias.is_none_or(|b| b.len() >= n_out),
         "each output channel has a bias"
     );
-    // SAFETY: as promised to this function and checked above.
-    unsafe {
-        match (n_out, sums.between.is_some()) {
-            (1, false) => rows::<1, false>(sums, positions),
-            (2, false) => rows::<2, false>(sums, positions),
-            (3, false) => rows::<3, false>(sums, positions),
-            (_, false) => rows::<4, false>(sums, positions),
-            (1, true) => rows::<1, true>(sums, positions),
-            (2, true) => rows::<2, true>(sums, positions),
-            (3, true) => rows::<3, true>(sums, positions),
-            (_, true) => rows::<4, true>(sums, positions),
+    let mut k = 0;
+    while k < n_out {
+        let n = piece::<V>(n_out - k);
+        let these = sums.from(k);
+        // SAFETY: as promised to this function and checked above.
+        unsafe {
+            match (n, sums.between.is_some()) {
+                (1, false) => rows::<V, 1, false>(&these, positions),
+                (2, false) => rows::<V, 2, false>(&these, positions),
+                (4, false) => rows::<V, 4, false>(&these, positions),
+                (_, false) if const { V::OUTS == 8 } => rows::<V, 8, false>(&these, positions),
+                (1, true) => rows::<V, 1, true>(&these, positions),
+                (2, true) => rows::<V, 2, true>(&these, positions),
+                (4, true) => rows::<V, 4, true>(&these, positions),
+                (_, true) if const { V::OUTS == 8 } => rows::<V, 8, true>(&these, positions),
+                _ => unreachable!("no tile has more outputs than a full one"),
+            }
+        }
+        k += n;
+    }
+}
+
+impl Sums<'_> {
+    /// The same from output channel `k` of the tile on.
+    #[inline(always)]
+    fn from(&self, k: usize) -> Self {
+        Sums {
+            w: &self.w[(k * self.w_out).min(self.w.len())..],
+            out: self.out.wrapping_add(k * self.out_channel),
+            between: self
+                .between
+                .map(|(taps, w)| (taps, &w[(k * self.w_out).min(w.len())..])),
+            bias: self.bias.map(|bias| &bias[k..]),
+            ..*self
         }
     }
 }
 
 /// The kernels do not check bounds, so this is checked for all tiles at once.
-fn check(n_out: usize, sums: &Sums, taps: &[usize], w: &[f32], positions: &[Pos]) {
+fn check<V: Vector>(n_out: usize, sums: &Sums, taps: &[usize], w: &[f32], positions: &[Pos]) {
     let pairs = sums.channels * taps.len();
     if pairs > 0 {
         let x = positions.iter().map(|p| p.x).max().unwrap_or(0);
         let tap = taps.iter().max().copied().unwrap_or(0);
-        let x_end = x + tap + (sums.channels - 1) * sums.x_channel + LANES;
+        let x_end = x + tap + (sums.channels - 1) * sums.x_channel + V::LANES;
         assert!(x_end <= sums.panel.len(), "tiles read within the panel");
         let w_end = (n_out - 1) * sums.w_out + (pairs - 1) * sums.w_step;
         assert!(w_end < w.len(), "tiles read within the weights");
@@ -131,9 +150,9 @@ fn check(n_out: usize, sums: &Sums, taps: &[usize], w: &[f32], positions: &[Pos]
 
 /// # Safety
 /// As [`tiles`], for `K` output channels and `TWO` phases; reads of panel and weights in bounds.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn rows<const K: usize, const TWO: bool>(sums: &Sums, mut positions: &[Pos]) {
-    let most = VECTORS[K];
+#[inline(always)]
+unsafe fn rows<V: Vector, const K: usize, const TWO: bool>(sums: &Sums, mut positions: &[Pos]) {
+    let most = V::VECTORS[K];
     while !positions.is_empty() {
         let left = positions.len();
         let n = if left <= most {
@@ -143,162 +162,148 @@ unsafe fn rows<const K: usize, const TWO: bool>(sums: &Sums, mut positions: &[Po
         } else {
             most
         };
-        let (these, rest) = positions.split_at(n);
+        let (positions_now, rest) = positions.split_at(n);
         positions = rest;
         // SAFETY: as promised to this function.
         unsafe {
+            macro_rules! tile {
+                ($n:literal) => {
+                    V::call(Tile::<K, $n, TWO> {
+                        sums,
+                        positions: positions_now,
+                    })
+                };
+            }
             match n {
-                1 => tile::<K, 1, TWO>(sums, these),
-                2 => tile::<K, 2, TWO>(sums, these),
-                3 => tile::<K, 3, TWO>(sums, these),
-                4 if K < 3 => tile::<K, 4, TWO>(sums, these),
-                5 if K < 3 => tile::<K, 5, TWO>(sums, these),
-                6 if K < 2 => tile::<K, 6, TWO>(sums, these),
-                7 if K < 2 => tile::<K, 7, TWO>(sums, these),
-                _ => unreachable!("no tile has more vectors than VECTORS"),
+                // What is constant here keeps others from being compiled.
+                1 => tile!(1),
+                2 => tile!(2),
+                3 => tile!(3),
+                4 if const { V::VECTORS[K] > 3 } => tile!(4),
+                5 if const { V::VECTORS[K] > 4 } => tile!(5),
+                6 if const { V::VECTORS[K] > 5 } => tile!(6),
+                7 if const { V::VECTORS[K] > 6 } => tile!(7),
+                _ => unreachable!("no tile has more vectors than its registers hold"),
             }
         }
     }
 }
 
-/// # Safety
-/// As [`rows`]; `positions` has `V` entries.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const K: usize, const V: usize, const TWO: bool>(sums: &Sums, positions: &[Pos]) {
-    debug_assert_eq!(positions.len(), V);
-    let at = |k: usize, pos: &Pos| sums.out.wrapping_add(k * sums.out_channel + pos.out);
-    for k in 0..K {
-        for pos in positions {
-            prefetch_to_write(at(k, pos), if TWO { 2 } else { sums.out_step });
-        }
-    }
-    let mut acc = [[_mm256_setzero_ps(); V]; K];
-    // SAFETY: bounds as promised to this function.
-    unsafe {
-        if !TWO {
-            if !sums.first {
-                for (k, acc) in acc.iter_mut().enumerate() {
-                    for (acc, pos) in acc.iter_mut().zip(positions) {
-                        *acc = load(at(k, pos), sums.out_step, pos.lanes);
-                    }
-                }
+/// One register tile: `K` output channels of the `N` vectors at `positions`, of
+/// `TWO` phases.
+struct Tile<'a, const K: usize, const N: usize, const TWO: bool> {
+    sums: &'a Sums<'a>,
+    positions: &'a [Pos],
+}
+
+impl<const K: usize, const N: usize, const TWO: bool> Kernel for Tile<'_, K, N, TWO> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Tile { sums, positions } = self;
+        debug_assert_eq!(positions.len(), N);
+        let at = |k: usize, pos: &Pos| sums.out.wrapping_add(k * sums.out_channel + pos.out);
+        for k in 0..K {
+            for pos in positions {
+                prefetch_to_write::<V>(at(k, pos), if TWO { 2 } else { sums.out_step });
             }
-            accumulate(&mut acc, sums, sums.taps, sums.w, positions);
-            for (k, acc) in acc.iter_mut().enumerate() {
-                let bias = sums.bias.map(|bias| _mm256_set1_ps(bias[k]));
-                for (acc, pos) in acc.iter_mut().zip(positions) {
-                    if let Some(bias) = bias {
-                        *acc = _mm256_add_ps(*acc, bias);
-                    }
-                    store(at(k, pos), sums.out_step, pos.lanes, *acc);
-                }
-            }
-            return;
         }
         // The first phase waits in memory for the second: each fills the registers.
-        let mut between = [[_mm256_setzero_ps(); V]; K];
-        if !sums.first {
-            for k in 0..K {
-                for (i, pos) in positions.iter().enumerate() {
-                    (acc[k][i], between[k][i]) = load_two(at(k, pos), pos.lanes);
+        let (mut held, mut between) = (Held::<K, N>::new(), Held::<K, N>::new());
+        // SAFETY: bounds as promised to `tiles`.
+        unsafe {
+            if !sums.first {
+                for k in 0..K {
+                    for (i, pos) in positions.iter().enumerate() {
+                        if TWO {
+                            let (even, odd) = load_two::<V>(at(k, pos), pos.lanes);
+                            even.store(held.at(k, i));
+                            odd.store(between.at(k, i));
+                        } else {
+                            let sum = load::<V>(at(k, pos), sums.out_step, pos.lanes);
+                            sum.store(held.at(k, i));
+                        }
+                    }
                 }
             }
-        }
-        accumulate(&mut acc, sums, sums.taps, sums.w, positions);
-        if let Some((taps, w)) = sums.between {
-            accumulate(&mut between, sums, taps, w, positions);
-        }
-        for k in 0..K {
-            let bias = sums.bias.map(|bias| _mm256_set1_ps(bias[k]));
-            for (i, pos) in positions.iter().enumerate() {
-                if let Some(bias) = bias {
-                    acc[k][i] = _mm256_add_ps(acc[k][i], bias);
-                    between[k][i] = _mm256_add_ps(between[k][i], bias);
+            accumulate::<V, K, N>(&mut held, sums, sums.taps, sums.w, positions);
+            if let Some((taps, w)) = sums.between.filter(|_| TWO) {
+                accumulate::<V, K, N>(&mut between, sums, taps, w, positions);
+            }
+            for k in 0..K {
+                let bias = sums.bias.map(|bias| V::splat(bias[k]));
+                let sum = |held: *mut f32| {
+                    let sum = V::load(held);
+                    bias.map_or(sum, |bias| sum.add(bias))
+                };
+                for (i, pos) in positions.iter().enumerate() {
+                    let first = sum(held.at(k, i));
+                    if TWO {
+                        store_two(at(k, pos), pos.lanes, first, sum(between.at(k, i)));
+                    } else {
+                        store(at(k, pos), sums.out_step, pos.lanes, first);
+                    }
                 }
-                store_two(at(k, pos), pos.lanes, acc[k][i], between[k][i]);
             }
         }
     }
 }
 
-/// Adds all (channel, tap) pairs.
+/// Adds all (channel, tap) pairs to what is held, or to zero.
 ///
 /// # Safety
-/// As [`tile`].
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn accumulate<const K: usize, const V: usize>(
-    acc: &mut [[__m256; V]; K],
+/// As [`tiles`].
+#[inline(always)]
+unsafe fn accumulate<V: Vector, const K: usize, const N: usize>(
+    held: &mut Held<K, N>,
     sums: &Sums,
     taps: &[usize],
     w: &[f32],
     positions: &[Pos],
 ) {
-    let mut x = [sums.panel.as_ptr(); V];
+    let mut x = [sums.panel.as_ptr(); N];
     for (x, pos) in x.iter_mut().zip(positions) {
         *x = x.wrapping_add(pos.x);
     }
     let mut w = w.as_ptr();
-    for c in 0..sums.channels {
-        let channel = c * sums.x_channel;
-        for &tap in taps {
-            // SAFETY: bounds as promised to this function.
-            unsafe {
-                if K == 4 && V == 3 {
+    // SAFETY: bounds as promised to this function.
+    unsafe {
+        let mut acc = if sums.first {
+            Held::<K, N>::zero::<V>()
+        } else {
+            held.load::<V>()
+        };
+        for c in 0..sums.channels {
+            let channel = c * sums.x_channel;
+            for &tap in taps {
+                if V::LANES == 8 && K == 4 && N == 3 {
+                    let acc = &mut *(&raw mut acc).cast::<[[__m256; 3]; 4]>();
                     step_4_by_3(acc, &x, channel + tap, w, sums.w_out);
                 } else {
-                    step(acc, &x, channel + tap, w, sums.w_out);
+                    V::broadcast_step(&mut acc, &x, channel + tap, w, sums.w_out);
                 }
+                w = w.wrapping_add(sums.w_step);
             }
-            w = w.wrapping_add(sums.w_step);
         }
+        held.store(&acc);
     }
 }
 
-/// One (channel, tap): `acc[k][i] += x[i][at…] · w[k·w_out]`.
-///
-/// # Safety
-/// The eight floats from `x[i] + at` and the weights are readable.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn step<const K: usize, const V: usize>(
-    acc: &mut [[__m256; V]; K],
-    x: &[*const f32; V],
-    at: usize,
-    w: *const f32,
-    w_out: usize,
-) {
-    let mut v = [_mm256_setzero_ps(); V];
-    // SAFETY: as promised to this function.
-    unsafe {
-        for (v, x) in v.iter_mut().zip(x) {
-            *v = _mm256_loadu_ps(x.add(at));
-        }
-        for (k, acc) in acc.iter_mut().enumerate() {
-            let weight = _mm256_broadcast_ss(&*w.add(k * w_out));
-            for (acc, &v) in acc.iter_mut().zip(&v) {
-                *acc = _mm256_fmadd_ps(v, weight, *acc);
-            }
-        }
-    }
-}
-
-/// [`step`] for the full tile, which takes exactly all sixteen registers: the
+/// [`Vector::broadcast_step`] for the full tile of AVX2, which takes exactly all sixteen registers: the
 /// compiler's scheduler would overlap two weights and spill, so the order of
 /// instructions is given.
 ///
 /// # Safety
-/// As [`step`], and `K = 4`, `V = 3`.
+/// As [`Vector::broadcast_step`], and `N = 3`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn step_4_by_3<const K: usize, const V: usize>(
-    acc: &mut [[__m256; V]; K],
-    x: &[*const f32; V],
+unsafe fn step_4_by_3<const N: usize>(
+    acc: &mut [[__m256; 3]; 4],
+    x: &[*const f32; N],
     at: usize,
     w: *const f32,
     w_out: usize,
 ) {
-    // SAFETY: reads what `step` reads; touches nothing else.
+    // SAFETY: reads what a step reads; touches nothing else.
     unsafe {
         std::arch::asm!(
             "vmovups {x0}, [{p0} + {at} * 4]",

@@ -9,52 +9,13 @@
 
 use super::blocks::{self, Blocks};
 use super::direct::base;
-use super::panel::{self, Axis, Extents, LANES};
+use super::panel::{self, Axis, Extents};
+use super::phases::{Packed, Phase, axis, phase_taps, phases, tap_orders};
 use super::tile::{Pos, Sums, list_taps, tiles};
+use super::vector::{Kernel, Vector, Width};
 use super::{Geom, tasks};
 use crate::Job;
 use crate::view::{In, Out};
-
-/// Output channels of a tile.
-const TILE: usize = 4;
-
-/// The outputs of a block along one axis that share their taps.
-#[derive(Debug)]
-struct Phase {
-    /// The first of them, from the block's start.
-    at: usize,
-    /// How many; they lie a stride apart.
-    n: usize,
-    /// Its taps with their first source positions.
-    taps: Vec<(usize, isize)>,
-}
-
-/// The phases of outputs `lo..lo + n` along an axis.
-fn phases(g: &Geom, s: usize, lo: usize, n: usize) -> Vec<Phase> {
-    let stride = g.stride[s];
-    (0..stride.min(n))
-        .map(|at| {
-            let taps = (0..g.kernel[s]).filter_map(|t| {
-                let from = (lo + at + g.pad[s]) as isize - (t * g.dilation[s]) as isize;
-                let hit = from.rem_euclid(stride as isize) == 0;
-                hit.then(|| (t, from.div_euclid(stride as isize)))
-            });
-            Phase {
-                at,
-                n: (n - at).div_ceil(stride),
-                taps: taps.collect(),
-            }
-        })
-        .collect()
-}
-
-/// The panel axis that serves all phases.
-fn axis(phases: &[Phase]) -> Axis {
-    let windows = phases
-        .iter()
-        .flat_map(|p| p.taps.iter().map(|&(_, first)| (first, p.n)));
-    Axis::cover(1, &mut windows.collect::<Vec<_>>())
-}
 
 /// Computes the job if there is scratch for it; tells whether it did.
 pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]) -> bool {
@@ -68,21 +29,25 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
     let taps_met = g.taps().div_ceil(strides);
     let macs = region.points() * taps_met * in_group * out.dims()[1];
     let wanted = tasks::n_workers(usize::MAX, macs);
+    // Outputs of one phase fill a vector.
+    let width = Width::best(extent[2].div_ceil(g.stride[2]));
+    let tile = width.outs();
     // Weights of as many output channels as a third of the scratch holds; the
     // panels are packed again for each such part.
-    let per_tile = TILE * g.groups * in_group * g.taps();
+    let per_tile = tile * g.groups * in_group * g.taps();
     let tiles_fit = scratch.len() / 3 / per_tile;
     if tiles_fit == 0 {
         return false;
     }
-    let part = (tiles_fit * TILE).min(out_group.next_multiple_of(TILE));
+    let part = (tiles_fit * tile).min(out_group.next_multiple_of(tile));
     let parts = out_group.div_ceil(part);
-    let part = out_group.div_ceil(parts).next_multiple_of(TILE);
-    let (weights, scratch) = scratch.split_at_mut(tasks::whole_lines(part / TILE * per_tile));
+    let part = out_group.div_ceil(parts).next_multiple_of(tile);
+    let (weights, scratch) = scratch.split_at_mut(tasks::whole_lines(part / tile * per_tile));
     let to_cut = blocks::Job {
         extent,
         channels: in_group,
         macs: part * taps_met,
+        tile,
         outputs: part,
         extra: 0,
         taps: taps_met,
@@ -90,6 +55,7 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
         workers: wanted,
         budget: tasks::share(scratch.len(), wanted).min(blocks::PANEL_FLOATS),
         positions: usize::MAX,
+        lanes: width.lanes() * g.stride[2],
     };
     // Where a block begins decides how many sources its phases span.
     let longest = |s: usize, n: usize| {
@@ -107,7 +73,13 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
     for first in (0..out_group).step_by(part) {
         let outputs = first..(first + part).min(out_group);
         let w = job.inputs[1].flat();
-        pack_weights(g, w, weights, in_group, out_group, outputs.clone(), &orders);
+        let packed = Packed {
+            tile,
+            in_group,
+            out_group,
+            outputs: outputs.clone(),
+        };
+        packed.fill(g, w, weights, &orders);
         let bias = job.inputs.get(2).map(In::flat);
         let layer = Layer {
             g,
@@ -122,9 +94,17 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
             let (set, block) = (index / cut.n_blocks(), index % cut.n_blocks());
             let (n, group) = (region.n().start + set / g.groups, set % g.groups);
             let (lo, size) = cut.block(region, block);
+            let block = Block {
+                layer: &layer,
+                n,
+                group,
+                lo,
+                size,
+                scratch,
+            };
             // SAFETY: the caller checked the machine, and that the output holds
             // the region; tasks write disjoint parts of it.
-            unsafe { compute(&layer, n, group, lo, size, scratch) };
+            unsafe { width.run(block) };
         });
     }
     true
@@ -133,7 +113,7 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
 struct Layer<'a> {
     g: &'a Geom,
     x: &'a In<'a, f32>,
-    /// See [`pack_weights`].
+    /// See [`Packed`].
     weights: &'a [f32],
     bias: Option<&'a [f32]>,
     out: &'a Out<'a, f32>,
@@ -143,132 +123,84 @@ struct Layer<'a> {
     channels: usize,
 }
 
-/// Taps of an axis by the residue `(i + p) mod s` of the outputs they reach.
-fn tap_orders(g: &Geom, s: usize) -> Vec<Vec<usize>> {
-    let reaches = |residue: usize, t: usize| (t * g.dilation[s]) % g.stride[s] == residue;
-    (0..g.stride[s])
-        .map(|residue| (0..g.kernel[s]).filter(|&t| reaches(residue, t)).collect())
-        .collect()
-}
-
-/// Packs the weights as `[group][tile][phase][k][tap][4]`, phases in order of
-/// their residues, channels beyond the last as zeros.
-fn pack_weights(
-    g: &Geom,
-    w: &[f32],
-    to: &mut [f32],
-    in_group: usize,
-    out_group: usize,
-    outputs: std::ops::Range<usize>,
-    orders: &[Vec<Vec<usize>>; 3],
-) {
-    let n_taps = g.taps();
-    let mut to = to.chunks_exact_mut(TILE);
-    for group in 0..g.groups {
-        for c in outputs.clone().step_by(TILE) {
-            for taps in phase_taps(g, orders) {
-                for k in group * in_group..(group + 1) * in_group {
-                    for &t in &taps {
-                        let to = to.next().expect("the scratch holds the weights");
-                        for (i, to) in to.iter_mut().enumerate() {
-                            let exists = c + i < outputs.end;
-                            let at = (k * out_group + c + i) * n_taps + t;
-                            *to = if exists { w[at] } else { 0.0 };
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Row-major tap indices of every phase, phases in order of their residues.
-fn phase_taps<'a>(
-    g: &'a Geom,
-    orders: &'a [Vec<Vec<usize>>; 3],
-) -> impl Iterator<Item = Vec<usize>> + 'a {
-    let [ds, hs, ws] = orders;
-    ds.iter().flat_map(move |d| {
-        hs.iter().flat_map(move |h| {
-            ws.iter().map(move |w| {
-                let mut taps = Vec::with_capacity(d.len() * h.len() * w.len());
-                for d in d {
-                    for h in h {
-                        taps.extend(w.iter().map(|w| (d * g.kernel[1] + h) * g.kernel[2] + w));
-                    }
-                }
-                taps
-            })
-        })
-    })
-}
-
-/// # Safety
-/// The machine has AVX2 and FMA; the block lies in the output view, and nobody
-/// else uses it meanwhile.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn compute(
-    layer: &Layer,
+/// What one task computes.
+struct Block<'a> {
+    layer: &'a Layer<'a>,
     n: usize,
     group: usize,
     lo: [usize; 3],
     size: [usize; 3],
-    scratch: &mut [f32],
-) {
-    let Layer {
-        g, x, bias, out, ..
-    } = layer;
-    let along = [0, 1, 2].map(|s| phases(g, s, lo[s], size[s]));
-    let axes = [0, 1, 2].map(|s| axis(&along[s]));
-    let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
-    let in_group = x.dims()[1] / g.groups;
-    let out_group = out.dims()[1] / g.groups;
-    let subs = subs(layer, &along, &axes, &extents, lo);
-    let tile_floats = TILE * in_group * g.taps();
-    let n_tiles = layer.outputs.len().div_ceil(TILE);
-    for k in (0..in_group).step_by(layer.channels) {
-        let n_channels = layer.channels.min(in_group - k);
-        let from = group * in_group + k;
-        let panel = &mut scratch[..extents.floats(n_channels)];
-        panel::fill(panel, &extents, &axes, x, n, from..from + n_channels);
-        let mut listed = Vec::with_capacity(subs.len());
-        for sub in &subs {
-            let mut taps = sub.taps.clone();
-            let mut between = sub
-                .between
-                .as_ref()
-                .map_or(vec![], |(taps, _)| taps.clone());
-            let both = [&mut taps, &mut between];
-            let channels = list_taps(n_channels, extents.channel, both);
-            listed.push((channels, taps, between));
-        }
-        for (tile, c) in layer.outputs.clone().step_by(TILE).enumerate() {
-            let n_out = (layer.outputs.end - c).min(TILE);
-            let channel = group * out_group + c;
-            let last = k + n_channels == in_group;
-            for (sub, (channels, taps, between)) in subs.iter().zip(&listed) {
-                let weights = |before: usize, n_taps: usize| {
-                    let within = (before * in_group + k * n_taps) * TILE;
-                    &layer.weights[(group * n_tiles + tile) * tile_floats + within..]
-                };
-                let second = sub.between.as_ref();
-                let sums = Sums {
-                    panel,
-                    x_channel: extents.channel,
-                    channels: *channels,
-                    taps,
-                    w: weights(sub.before, sub.taps.len()),
-                    w_out: 1,
-                    w_step: TILE,
-                    out: base(out, n, channel, sub.at),
-                    out_channel: out.layout().strides[1],
-                    out_step: g.stride[2],
-                    between: second.map(|(t, before)| (&between[..], weights(*before, t.len()))),
-                    first: k == 0,
-                    bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
-                };
-                // SAFETY: as promised to this function.
-                unsafe { tiles(n_out, &sums, &sub.positions) };
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for Block<'_> {
+    /// The block lies in the output view, and nobody else uses it meanwhile.
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Block {
+            layer,
+            n,
+            group,
+            lo,
+            size,
+            scratch,
+        } = self;
+        let Layer {
+            g, x, bias, out, ..
+        } = layer;
+        let along = [0, 1, 2].map(|s| phases(g, s, lo[s], size[s]));
+        let axes = [0, 1, 2].map(|s| axis(&along[s]));
+        let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
+        let in_group = x.dims()[1] / g.groups;
+        let out_group = out.dims()[1] / g.groups;
+        let subs = subs::<V>(layer, &along, &axes, &extents, lo);
+        let tile_floats = V::OUTS * in_group * g.taps();
+        let n_tiles = layer.outputs.len().div_ceil(V::OUTS);
+        for k in (0..in_group).step_by(layer.channels) {
+            let n_channels = layer.channels.min(in_group - k);
+            let from = group * in_group + k;
+            let panel = &mut scratch[..extents.floats(n_channels)];
+            panel::fill(panel, &extents, &axes, x, n, from..from + n_channels);
+            let mut listed = Vec::with_capacity(subs.len());
+            for sub in &subs {
+                let mut taps = sub.taps.clone();
+                let mut between = sub
+                    .between
+                    .as_ref()
+                    .map_or(vec![], |(taps, _)| taps.clone());
+                let both = [&mut taps, &mut between];
+                let channels = list_taps(n_channels, extents.channel, both);
+                listed.push((channels, taps, between));
+            }
+            for (tile, c) in layer.outputs.clone().step_by(V::OUTS).enumerate() {
+                let n_out = (layer.outputs.end - c).min(V::OUTS);
+                let channel = group * out_group + c;
+                let last = k + n_channels == in_group;
+                for (sub, (channels, taps, between)) in subs.iter().zip(&listed) {
+                    let weights = |before: usize, n_taps: usize| {
+                        let within = (before * in_group + k * n_taps) * V::OUTS;
+                        &layer.weights[(group * n_tiles + tile) * tile_floats + within..]
+                    };
+                    let second = sub.between.as_ref();
+                    let sums = Sums {
+                        panel,
+                        x_channel: extents.channel,
+                        channels: *channels,
+                        taps,
+                        w: weights(sub.before, sub.taps.len()),
+                        w_out: 1,
+                        w_step: V::OUTS,
+                        out: base(out, n, channel, sub.at),
+                        out_channel: out.layout().strides[1],
+                        out_step: g.stride[2],
+                        between: second
+                            .map(|(t, before)| (&between[..], weights(*before, t.len()))),
+                        first: k == 0,
+                        bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
+                    };
+                    // SAFETY: as promised to this function.
+                    unsafe { tiles::<V>(n_out, &sums, &sub.positions) };
+                }
             }
         }
     }
@@ -288,7 +220,7 @@ struct Sub {
     positions: Vec<Pos>,
 }
 
-fn subs(
+fn subs<V: Vector>(
     layer: &Layer,
     along: &[Vec<Phase>; 3],
     axes: &[Axis; 3],
@@ -333,7 +265,7 @@ fn subs(
                     taps,
                     before,
                     between: second.map(phase),
-                    positions: positions(layer, extents, [d, h, w], second),
+                    positions: positions::<V>(layer, extents, [d, h, w], second),
                 });
             };
             match &along[2][..] {
@@ -347,7 +279,7 @@ fn subs(
 
 /// The vectors of the outputs of one phase per axis; with a second phase along
 /// rows, of both together.
-fn positions(
+fn positions<V: Vector>(
     layer: &Layer,
     extents: &Extents,
     [d, h, w]: [&Phase; 3],
@@ -357,12 +289,12 @@ fn positions(
     let stride = layer.g.stride;
     // The first phase has as many outputs as the second, or one more.
     let (phases, n) = second.map_or((1, w.n), |second| (2, w.n + second.n));
-    let mut all = Vec::with_capacity(d.n * h.n * w.n.div_ceil(LANES));
+    let mut all = Vec::with_capacity(d.n * h.n * w.n.div_ceil(V::LANES));
     for j in 0..d.n {
         for i in 0..h.n {
-            for v in (0..w.n).step_by(LANES) {
+            for v in (0..w.n).step_by(V::LANES) {
                 let out = j * stride[0] * sd + i * stride[1] * sh + v * stride[2];
-                let lanes = (phases * LANES).min(n - phases * v);
+                let lanes = (phases * V::LANES).min(n - phases * v);
                 all.push(Pos {
                     x: extents.at([j, i, v]),
                     out,

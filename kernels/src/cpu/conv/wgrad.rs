@@ -2,7 +2,7 @@
 //!
 //! A weight's gradient is the dot product of one channel of `ȳ` with one
 //! shifted channel of `x`. In the packed panel of a block the shift is an
-//! offset, so four channels of `ȳ` by three (channel, tap) columns are twelve
+//! offset, so a few channels of `ȳ` by three (channel, tap) columns are
 //! accumulators that stay in registers while the rows of the block stream by.
 //!
 //! **Accuracy.** A register lane sums a block, at most 32 products;
@@ -16,9 +16,10 @@ use std::ops::Range;
 use super::Geom;
 use super::blocks::{self, Blocks};
 use super::direct::{axis, tap_offsets};
-use super::dots::{Streams, TILE};
-use super::panel::{self, Extents, LANES};
+use super::dots::Streams;
+use super::panel::{self, Extents};
 use super::tasks::{self, DisjointMut};
+use super::vector::{Kernel, Vector, Width};
 use crate::Job;
 use crate::view::In;
 
@@ -34,10 +35,9 @@ fn most_channels(g: &Geom) -> (usize, usize) {
 /// those that tiles jump around in.
 const PANEL_FLOATS: usize = 80 << 10;
 
-/// Most positions of a block: 32 products a lane. Gradients cancel, most of all
-/// where a softmax over space is above, and what a longer sum loses would be all
-/// of the result.
-const POSITIONS: usize = 32 * LANES;
+/// Most products summed in a lane. Gradients cancel, most of all where a softmax
+/// over space is above, and what a longer sum loses would be all of the result.
+const PRODUCTS: usize = 32;
 
 /// So many blocks are added to `w` one by one.
 const FEW_BLOCKS: usize = 4;
@@ -51,7 +51,9 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     let macs = w.len() * region.points();
     let wanted = tasks::n_workers(usize::MAX, macs);
     let most = most_channels(g);
-    let (outs, ins) = parts(g, in_group, out_group, wanted);
+    let width = Width::best(region.s(2).len());
+    let (lanes, tile) = (width.lanes(), width.outs());
+    let (outs, ins) = parts(g, in_group, out_group, wanted, tile);
     let n_outs = out_group.div_ceil(outs);
     let n_ins = in_group.div_ceil(ins);
     let n_tasks = g.groups * n_outs * n_ins;
@@ -61,10 +63,10 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
 
     // Each task has sums in doubles, if they leave it half of its scratch.
     let (max_ins, max_outs) = (in_group.min(most.0), out_group.min(most.1));
-    let n_sums = max_outs.next_multiple_of(TILE) * max_ins * g.taps();
+    let n_sums = max_outs.next_multiple_of(tile) * max_ins * g.taps();
     let n_sums = Some(n_sums).filter(|n| tasks::whole_lines(2 * n) <= share / 2);
     let sums_floats = tasks::whole_lines(2 * n_sums.unwrap_or(0));
-    let dots_floats = tasks::whole_lines(TILE * max_ins * g.taps());
+    let dots_floats = tasks::whole_lines(tile * max_ins * g.taps());
 
     // Cut for the largest parts whatever the threads need, and with no thought
     // of balance: the order of addition is then the same for any number of them.
@@ -72,6 +74,7 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
         extent: [0, 1, 2].map(|s| region.s(s).len()),
         channels: max_ins,
         macs: max_outs * g.taps(),
+        tile,
         outputs: 0,
         extra: max_outs,
         taps: 1,
@@ -80,7 +83,8 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
         budget: share
             .saturating_sub(sums_floats + dots_floats)
             .min(PANEL_FLOATS),
-        positions: POSITIONS,
+        positions: PRODUCTS * lanes,
+        lanes,
     };
     let Some(cut) = Blocks::choose(&to_cut, |s, n| axis(g, s, 0, n).len()) else {
         return false;
@@ -103,24 +107,30 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
             out_group,
             in_group,
         };
+        let (dots, scratch) = scratch.split_at_mut(dots_floats);
+        let (sums, scratch) = scratch.split_at_mut(if summing { sums_floats } else { 0 });
+        let task = Task {
+            layer: &layer,
+            part: &part,
+            sums: summing.then_some(sums),
+            dots,
+            scratch,
+        };
         // SAFETY: the caller checked the machine; parts do not overlap.
-        unsafe {
-            let (dots, scratch) = scratch.split_at_mut(dots_floats);
-            let dots = dots.as_chunks_mut().0;
-            if summing {
-                let (sums, scratch) = scratch.split_at_mut(sums_floats);
-                summed(&layer, &part, sums, dots, scratch);
-            } else {
-                direct(&layer, &part, dots, scratch);
-            }
-        }
+        unsafe { width.run(task) };
     });
     true
 }
 
 /// Channels of `ȳ` and of `x` per task: enough tasks for the threads, and as
 /// little packing of the same channels by several tasks as possible.
-fn parts(g: &Geom, in_group: usize, out_group: usize, workers: usize) -> (usize, usize) {
+fn parts(
+    g: &Geom,
+    in_group: usize,
+    out_group: usize,
+    workers: usize,
+    tile: usize,
+) -> (usize, usize) {
     let wanted = workers.div_ceil(g.groups);
     let most = most_channels(g);
     let cuts = |channels: usize, most: usize, step: usize| {
@@ -128,7 +138,7 @@ fn parts(g: &Geom, in_group: usize, out_group: usize, workers: usize) -> (usize,
         (least..=channels.div_ceil(step).min(least + 2 * workers))
             .map(move |n| channels.div_ceil(n).next_multiple_of(step))
     };
-    let best = cuts(out_group, most.1, TILE)
+    let best = cuts(out_group, most.1, tile)
         .flat_map(|k| cuts(in_group, most.0, 1).map(move |c| (k, c)))
         .map(|(k, c)| {
             let tasks = out_group.div_ceil(k) * in_group.div_ceil(c);
@@ -166,80 +176,96 @@ impl Part {
     }
 }
 
-/// Adds a part to `w` by way of doubles.
-///
-/// # Safety
-/// The machine has AVX2 and FMA; no other task has weights of this part.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn summed(
-    layer: &Layer,
-    part: &Part,
-    sums: &mut [f32],
-    dots: &mut [[f32; TILE]],
-    scratch: &mut [f32],
-) {
-    // SAFETY: any bytes are a valid `f64`; scratch begins at a cache line.
-    let (before, sums, _) = unsafe { sums.align_to_mut::<f64>() };
-    assert!(before.is_empty(), "scratch is aligned");
-    let taps = layer.g.taps();
-    let columns = part.c.len() * taps;
-    // One tile of channels of `ȳ` after another, each `[column][TILE]`.
-    let tile = columns * TILE;
-    sums[..part.k.len().div_ceil(TILE) * tile].fill(0.0);
-    compute(layer, part, dots, scratch, |k, dots| {
-        let sums = &mut sums[k / TILE * tile..][..tile];
-        for (sum, &dot) in sums.iter_mut().zip(dots.as_flattened()) {
-            *sum += f64::from(dot);
+/// What one task does.
+struct Task<'a> {
+    layer: &'a Layer<'a>,
+    part: &'a Part,
+    /// Room for sums in doubles, if the part is to be added to `w` by way of them
+    /// rather than block by block.
+    sums: Option<&'a mut [f32]>,
+    /// Room for the dot products of a block with a tile of channels of `ȳ`.
+    dots: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for Task<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Task {
+            layer,
+            part,
+            sums,
+            dots,
+            scratch,
+        } = self;
+        let taps = layer.g.taps();
+        let columns = part.c.len() * taps;
+        let w = |k: usize| {
+            // SAFETY: this task alone has these weights.
+            unsafe { layer.w.part(part.at(part.k.start + k, taps), columns) }
+        };
+        let Some(sums) = sums else {
+            // SAFETY: as promised to this function.
+            return unsafe {
+                compute::<V>(layer, part, dots, scratch, |k, dots| {
+                    for (i, k) in (k..part.k.len()).take(V::OUTS).enumerate() {
+                        for (w, dots) in w(k).iter_mut().zip(dots.chunks_exact(V::OUTS)) {
+                            *w += dots[i];
+                        }
+                    }
+                })
+            };
+        };
+        // SAFETY: any bytes are a valid `f64`; scratch begins at a cache line.
+        let (before, sums, _) = unsafe { sums.align_to_mut::<f64>() };
+        assert!(before.is_empty(), "scratch is aligned");
+        // One tile of channels of `ȳ` after another, each `[column][V::OUTS]`.
+        let tile = columns * V::OUTS;
+        sums[..part.k.len().div_ceil(V::OUTS) * tile].fill(0.0);
+        // SAFETY: as promised to this function.
+        unsafe {
+            compute::<V>(layer, part, dots, scratch, |k, dots| {
+                let sums = &mut sums[k / V::OUTS * tile..][..tile];
+                for (sum, &dot) in sums.iter_mut().zip(dots) {
+                    *sum += f64::from(dot);
+                }
+            });
         }
-    });
-    for k in 0..part.k.len() {
-        // SAFETY: this task alone has these weights.
-        let w = unsafe { layer.w.part(part.at(part.k.start + k, taps), columns) };
-        let sums = sums[k / TILE * tile..].iter().skip(k % TILE).step_by(TILE);
-        for (w, &sum) in w.iter_mut().zip(sums) {
-            *w += sum as f32;
+        for k in 0..part.k.len() {
+            let sums = sums[k / V::OUTS * tile..].iter();
+            for (w, &sum) in w(k).iter_mut().zip(sums.skip(k % V::OUTS).step_by(V::OUTS)) {
+                *w += sum as f32;
+            }
         }
     }
 }
 
-/// Adds a part to `w` block by block, where blocks are few or scratch is.
+/// Calls `add(k, dots)` for every block and tile of channels of `ȳ` from `k` on,
+/// with `V::OUTS` dot products of each column; those beyond the last channel are zero.
 ///
 /// # Safety
-/// As [`summed`].
-#[target_feature(enable = "avx2,fma")]
-unsafe fn direct(layer: &Layer, part: &Part, dots: &mut [[f32; TILE]], scratch: &mut [f32]) {
-    let taps = layer.g.taps();
-    compute(layer, part, dots, scratch, |k, dots| {
-        for (i, k) in (k..part.k.len()).take(TILE).enumerate() {
-            // SAFETY: this task alone has these weights.
-            let w = unsafe { layer.w.part(part.at(part.k.start + k, taps), dots.len()) };
-            for (w, dots) in w.iter_mut().zip(dots) {
-                *w += dots[i];
-            }
-        }
-    });
-}
-
-/// Calls `add(k, dots)` for every block and tile of channels of `ȳ` from `k` on,
-/// with the dot products of each column; those beyond the last channel are zero.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn compute(
+/// The machine has the instructions.
+#[inline(always)]
+unsafe fn compute<V: Vector>(
     layer: &Layer,
     part: &Part,
-    dots: &mut [[f32; TILE]],
+    dots: &mut [f32],
     scratch: &mut [f32],
-    mut add: impl FnMut(usize, &[[f32; TILE]]),
+    mut add: impl FnMut(usize, &[f32]),
 ) {
     let Layer { g, job, cut, .. } = layer;
     let (x, y) = (&job.inputs[0], &job.inputs[1]);
-    let dots = &mut dots[..part.c.len() * g.taps()];
+    let dots = &mut dots[..part.c.len() * g.taps() * V::OUTS];
     for n in job.region.n() {
         for block in 0..cut.n_blocks() {
             let (lo, size) = cut.block(&job.region, block);
             let axes = [0, 1, 2].map(|s| axis(g, s, lo[s], size[s]));
             let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
             let taps = tap_offsets(g, lo, &axes, &extents);
+            let channels = (0..part.c.len()).map(|c| c * extents.channel);
+            let columns: Vec<_> = channels
+                .flat_map(|c| taps.iter().map(move |tap| c + tap))
+                .collect();
             let x_from = part.group * part.in_group + part.c.start;
             let (x_panel, rest) = scratch.split_at_mut(extents.floats(part.c.len()));
             panel::fill(
@@ -251,38 +277,39 @@ fn compute(
                 x_from..x_from + part.c.len(),
             );
             let y_from = part.group * part.out_group + part.k.start;
-            let row = size[2].next_multiple_of(LANES);
+            let row = size[2].next_multiple_of(V::LANES);
             let y_panel = &mut rest[..part.k.len() * size[0] * size[1] * row];
-            fill_rows(y_panel, y, n, y_from..y_from + part.k.len(), lo, size);
+            fill_rows(y_panel, row, y, n, y_from..y_from + part.k.len(), lo, size);
             let streams = Streams {
                 x: x_panel,
-                x_channel: extents.channel,
-                taps: &taps,
+                columns: &columns,
                 y: y_panel,
                 y_channel: size[0] * size[1] * row,
                 rows: &rows(size, &extents),
-                vectors: row / LANES,
+                vectors: row / V::LANES,
             };
-            for k in (0..part.k.len()).step_by(TILE) {
-                let n_out = (part.k.len() - k).min(TILE);
-                streams.correlate(k, n_out, dots);
+            for k in (0..part.k.len()).step_by(V::OUTS) {
+                let n_out = (part.k.len() - k).min(V::OUTS);
+                // SAFETY: as promised to this function.
+                unsafe { streams.correlate::<V>(k, n_out, dots) };
                 add(k, dots);
             }
         }
     }
 }
 
-/// Copies rows of `ȳ`, each filled up with zeros to whole vectors.
+/// Copies rows of `ȳ`, each filled up with zeros to `row` floats.
 #[inline(always)]
 fn fill_rows(
     to: &mut [f32],
+    row: usize,
     y: &In<f32>,
     n: usize,
     channels: Range<usize>,
     lo: [usize; 3],
     size: [usize; 3],
 ) {
-    let mut rows = to.chunks_exact_mut(size[2].next_multiple_of(LANES));
+    let mut rows = to.chunks_exact_mut(row);
     // As far ahead as the panel of `x` is: see there.
     let ahead = (12 / (size[0] * size[1])).clamp(1, 4);
     for k in channels.clone() {
