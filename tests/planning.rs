@@ -58,6 +58,15 @@ fn planned(net: &Net, (device_bytes, host_bytes): (u64, u64), aim: impl Into<Aim
     plan(&net.tape, &net.spec, &Machine::default(), budget, aim).expect("a plan")
 }
 
+/// The built-in machine with slow links, and whether copies run beside kernels.
+fn slow_links(copies_overlap: bool) -> Machine {
+    let mut machine = Machine::default();
+    machine.h2d_bytes_per_sec = 1e9;
+    machine.d2h_bytes_per_sec = 1e9;
+    machine.copies_overlap = copies_overlap;
+    machine
+}
+
 /// What running everything untiled takes.
 fn untiled_bytes(net: &Net) -> u64 {
     planned(net, (AMPLE, 0), Strategy::StoreAll)
@@ -127,4 +136,29 @@ fn more_memory_is_never_slower_and_less_never_needs_more() {
             before = Some(now);
         }
     }
+}
+
+#[test]
+fn copies_beside_kernels_are_paid_for_once() {
+    let net = Net::parse("f32", NET);
+    let whole = untiled_bytes(&net);
+    let mut faster = 0;
+    for fraction in [3, 6, 12] {
+        let budget = Budget {
+            device_bytes: whole / fraction,
+            host_bytes: 1 << 30,
+            disk_bytes: 0,
+        };
+        let secs = [false, true].map(|beside| {
+            let machine = slow_links(beside);
+            let strategy = Strategy::Optimal;
+            let plan = plan(&net.tape, &net.spec, &machine, budget, strategy).expect("a plan");
+            verify(&plan).expect("verified");
+            assert!((0.0..1.0).contains(&plan.gap), "{}", plan.gap);
+            plan.predicted.secs
+        });
+        assert!(secs[1] <= secs[0] * 1.001, "1/{fraction}: {secs:?}");
+        faster += u32::from(secs[1] < 0.95 * secs[0]);
+    }
+    assert!(faster > 0, "nothing overlapped");
 }
