@@ -19,6 +19,7 @@ use crate::objective::Aim;
 use crate::plan::Plan;
 use crate::program::Program;
 use crate::rewrite::Variant;
+use crate::schedule::untiled_bytes;
 use crate::strategy::Strategy;
 
 /// The plan of the variant, and choice of algorithms, that is predicted fastest on
@@ -93,6 +94,10 @@ pub fn compare(
     };
     let mut plan = planners[at].finish(&made, machine, bound_secs);
     plan.rewrites = variants[programs[at].0].report.to_string();
+    // The same whatever is planned, so that plans can be compared by it.
+    if let Some(first) = variants.first() {
+        plan.predicted.untiled_bytes = untiled_bytes(&first.program);
+    }
     plan.budget = budget;
     plan.strategy = strategy;
     plan.objective = aim.objective;

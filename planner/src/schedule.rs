@@ -580,7 +580,7 @@ fn host_peak(host: &[HostTensor], n_stages: usize) -> u64 {
 
 /// Peak of running node after node with every map whole, freed after its last
 /// reader.
-fn untiled_bytes(program: &Program) -> u64 {
+pub(crate) fn untiled_bytes(program: &Program) -> u64 {
     let n = program.nodes.len() as u32;
     let requests: Vec<Request> = (program.indices())
         .map(|i| {
