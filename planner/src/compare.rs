@@ -11,9 +11,10 @@ use rayon::prelude::*;
 
 use crate::algorithms::with_algorithms;
 use crate::budget::Budget;
-use crate::driver::{Made, Planner, Quick, Start};
+use crate::driver::Planner;
 use crate::error::PlanError;
 use crate::machine::Machine;
+use crate::made::{Made, Quick, Start};
 use crate::memo::Memo;
 use crate::objective::Aim;
 use crate::plan::Plan;

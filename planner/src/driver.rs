@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::budget::{Budget, ByteSize};
-use crate::candidates::{Candidate, Grids, candidates};
+use crate::candidates::{Candidate, candidates};
 use crate::cost::least_secs;
 use crate::error::{Beyond, ForcingBuffer, PlanError};
+use crate::grids::Grids;
 use crate::machine::Machine;
+use crate::made::{Made, Quick, Start};
 use crate::memo::Memo;
 use crate::place::{Goal, Placed, Problem, decide, place, prove};
 use crate::plan::{Buffer, Plan};
@@ -36,77 +38,12 @@ const NEAR: f64 = 1.001;
 const SHRINK_STEPS: usize = 24;
 
 /// Where candidates come from.
-type Source = (Strategy, Fineness, Grids);
+pub type Source = (Strategy, Fineness, Grids);
 
 /// What may run.
-struct Pool {
+pub struct Pool {
     segments: Segments,
     candidates: Vec<Candidate>,
-}
-
-/// A finished plan, and how it came about.
-pub struct Made {
-    plan: Plan,
-    found: Found,
-    source: Source,
-    workspace_bytes: u64,
-}
-
-/// What a quick search comes to.
-pub enum Quick {
-    /// A plan.
-    Made(Box<Made>),
-    /// What was found takes so many seconds: too many.
-    Slower(f64),
-    /// Nothing was found that fits.
-    TooLarge,
-}
-
-impl Quick {
-    /// The plan, if there is one.
-    pub fn made(self) -> Option<Made> {
-        match self {
-            Quick::Made(made) => Some(*made),
-            Quick::Slower(_) | Quick::TooLarge => None,
-        }
-    }
-
-    /// Seconds of what was found; infinite if nothing fits.
-    fn secs(&self) -> f64 {
-        match self {
-            Quick::Made(made) => made.secs(),
-            Quick::Slower(secs) => *secs,
-            Quick::TooLarge => f64::INFINITY,
-        }
-    }
-}
-
-/// Where the best strategy's search of one program stands: what is quick is done.
-pub struct Start {
-    pool: Arc<Pool>,
-    found: Found,
-}
-
-impl Start {
-    /// Seconds of what was found; infinite if it does not fit.
-    pub fn secs(&self) -> f64 {
-        if self.found.score.fits() {
-            self.found.score.secs
-        } else {
-            f64::INFINITY
-        }
-    }
-}
-
-impl Made {
-    /// Predicted seconds.
-    pub fn secs(&self) -> f64 {
-        self.plan.predicted.secs
-    }
-
-    fn peak_bytes(&self) -> u64 {
-        self.plan.predicted.peak_bytes
-    }
 }
 
 /// Where the best strategy looks for plans.

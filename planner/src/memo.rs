@@ -9,7 +9,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::candidates::{Candidate, Grids, Touch};
+use crate::candidates::{Candidate, Touch};
+use crate::grids::Grids;
 use crate::program::{NodeIx, Program};
 use crate::stage::{Body, Item};
 

@@ -5,6 +5,7 @@
 //! them down: text, JSON (`Explained` serialised), graphviz, a page, a trace.
 
 mod dot;
+mod drawing;
 mod html;
 mod picture;
 mod text;
