@@ -69,19 +69,15 @@ impl Master<'_> {
     pub(super) fn columns_of(&self, c: usize) -> Columns {
         let c = &self.p.candidates[c];
         let reads = c.touches.iter().map(|t| self.read_cost(Tier::Host, t));
-        let (secs, reads) = (c.secs / self.tick, reads.sum::<f64>());
+        let secs = c.secs / self.tick;
+        // What is read from the host, unless it is found on the device.
+        let mut host_secs = reads.sum::<f64>();
         let mut terms = vec![(self.flow[c.from], 1.0)];
         // Where copies run beside kernels, seconds count in the rows of their channels.
         let beside = |host_secs: f64| match self.channels {
             None => (host_secs, None),
             Some([_, h2d, _]) => (0.0, Some((h2d, host_secs))),
         };
-        let (mut cost, h2d) = beside(reads);
-        terms.extend(h2d);
-        match self.channels {
-            None => cost += secs,
-            Some([compute, _, _]) => terms.push((compute, secs)),
-        }
         if let Some(&next) = self.flow.get(c.to) {
             terms.push((next, -1.0));
         }
@@ -125,9 +121,7 @@ impl Master<'_> {
             }
             if t.reads && !map.may_leave {
                 // It can only be found there.
-                let (saved, h2d) = beside(-host_cost);
-                cost += saved;
-                terms.extend(h2d);
+                host_secs -= host_cost;
                 terms.extend(residency);
                 for (h, f) in held.iter_mut().zip(found) {
                     *h += f;
@@ -147,6 +141,12 @@ impl Master<'_> {
         }
         let rows = self.device[c.from..c.to].iter().copied().zip(held);
         terms.extend(rows.filter(|(_, h)| *h != 0.0));
+        let (mut cost, h2d) = beside(host_secs);
+        terms.extend(h2d);
+        match self.channels {
+            None => cost += secs,
+            Some([compute, _, _]) => terms.push((compute, secs)),
+        }
         Columns { cost, terms, finds }
     }
 
