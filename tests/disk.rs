@@ -5,43 +5,15 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
+use common::nets::normed;
 use common::{AMPLE, HOW, Net, execute, execute_as_promised, leaves, oracle, ready, worst};
 use sstep_executor::ExecError;
 use sstep_planner::{
     Budget, DiskIx, DiskTensor, Home, HostIx, ItemRole, Plan, PlanError, Strategy, verify,
 };
 
-/// Three convolutions with norms over the whole image: what a level makes must be
-/// stored for the next, and again for the backward pass.
-const NORMED: &str = "
-x = input [1, 3, 48, 40]
-w1 = param [8, 3, 3, 3]
-g1 = param [8]
-b1 = param [8]
-w2 = param [8, 8, 3, 3]
-g2 = param [8]
-b2 = param [8]
-w3 = param [8, 8, 3, 3]
-fc = param [3, 8]
-c1 = conv(x, w1) pad=1
-m1 = moments(c1) groups=4
-n1 = normalise(c1, m1, g1, b1) groups=4 eps=1e-5
-r1 = relu(n1)
-c2 = conv(r1, w2) pad=1
-m2 = moments(c2) groups=4
-n2 = normalise(c2, m2, g2, b2) groups=4 eps=1e-5
-r2 = relu(n2)
-c3 = conv(r2, w3) stride=2 pad=1
-r3 = relu(c3)
-s = sum_map(r3)
-h = scale(s) factor=2.1e-3
-y = linear(h, fc)
-labels = input [1, 1]
-l = cross_entropy(y, labels)
-";
-
 fn net() -> Net {
-    Net::parse("f32", NORMED)
+    Net::parse("f32", &normed([48, 40], 8, 2))
 }
 
 /// Bytes of the largest map that is stored.

@@ -3,38 +3,16 @@
 
 mod common;
 
+use common::nets::normed;
 use common::{AMPLE, Net};
 use sstep_planner::{Aim, Budget, Machine, Objective, Plan, Strategy, plan, verify};
 
-/// Convolutions with group norm over the image, so that what is kept competes.
-const NET: &str = "
-x = input [1, 3, 256, 256]
-w1 = param [16, 3, 3, 3]
-g1 = param [16]
-b1 = param [16]
-w2 = param [16, 16, 3, 3]
-g2 = param [16]
-b2 = param [16]
-w3 = param [16, 16, 3, 3]
-fc = param [3, 16]
-c1 = conv(x, w1) pad=1
-m1 = moments(c1) groups=4
-n1 = normalise(c1, m1, g1, b1) groups=4 eps=1e-5
-r1 = relu(n1)
-c2 = conv(r1, w2) pad=1
-m2 = moments(c2) groups=4
-n2 = normalise(c2, m2, g2, b2) groups=4 eps=1e-5
-r2 = relu(n2)
-c3 = conv(r2, w3) pad=1
-r3 = relu(c3)
-s = sum_map(r3)
-h = scale(s) factor=1.5e-5
-y = linear(h, fc)
-labels = input [1, 1]
-l = cross_entropy(y, labels)
-";
+/// What is kept competes in it.
+fn net() -> Net {
+    Net::parse("f32", &normed([256, 256], 16, 1))
+}
 
-/// A part of it, for what is done often.
+/// A small net, for what is done often.
 const SMALL: &str = "
 x = input [1, 3, 96, 96]
 w1 = param [8, 3, 3, 3]
@@ -87,7 +65,7 @@ fn a_hundred_plans_are_the_same_byte_for_byte() {
 
 #[test]
 fn fewest_bytes_are_no_more_than_fastest_ones() {
-    let net = Net::parse("f32", NET);
+    let net = net();
     let whole = untiled_bytes(&net);
     let moved = |p: &Plan| {
         let p = &p.predicted;
@@ -114,7 +92,7 @@ fn fewest_bytes_are_no_more_than_fastest_ones() {
 
 #[test]
 fn more_memory_is_never_slower_and_less_never_needs_more() {
-    let net = Net::parse("f32", NET);
+    let net = net();
     let whole = untiled_bytes(&net);
     for host in [0, 1 << 30] {
         let mut before: Option<Plan> = None;
@@ -140,7 +118,7 @@ fn more_memory_is_never_slower_and_less_never_needs_more() {
 
 #[test]
 fn copies_beside_kernels_are_paid_for_once() {
-    let net = Net::parse("f32", NET);
+    let net = net();
     let whole = untiled_bytes(&net);
     let mut faster = 0;
     for fraction in [3, 6, 12] {

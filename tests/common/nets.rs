@@ -335,3 +335,24 @@ pub fn build(spec: &NetSpec, dtype: DType, image_grad: bool) -> Net {
     let loss = b.head(spec.head, x).expect("a head fits every map");
     Net::new(b.tape, loss)
 }
+
+/// Three convolutions with norms over the whole image, the last of stride `stride`,
+/// down to a class: what a level makes must be stored for the next, and again for the
+/// backward pass.
+pub fn normed([height, width]: [usize; 2], channels: usize, stride: usize) -> String {
+    let points = height.div_ceil(stride) * width.div_ceil(stride);
+    let mean = 1.0 / points as f64;
+    format!(
+        "x = input [1, 3, {height}, {width}]\nw1 = param [{channels}, 3, 3, 3]\n\
+         g1 = param [{channels}]\nb1 = param [{channels}]\n\
+         w2 = param [{channels}, {channels}, 3, 3]\ng2 = param [{channels}]\n\
+         b2 = param [{channels}]\nw3 = param [{channels}, {channels}, 3, 3]\n\
+         fc = param [3, {channels}]\nc1 = conv(x, w1) pad=1\nm1 = moments(c1) groups=4\n\
+         n1 = normalise(c1, m1, g1, b1) groups=4 eps=1e-5\nr1 = relu(n1)\n\
+         c2 = conv(r1, w2) pad=1\nm2 = moments(c2) groups=4\n\
+         n2 = normalise(c2, m2, g2, b2) groups=4 eps=1e-5\nr2 = relu(n2)\n\
+         c3 = conv(r2, w3) stride={stride} pad=1\nr3 = relu(c3)\ns = sum_map(r3)\n\
+         h = scale(s) factor={mean:e}\ny = linear(h, fc)\nlabels = input [1, 1]\n\
+         l = cross_entropy(y, labels)"
+    )
+}
