@@ -11,127 +11,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+mod cuda;
 
 use common::nets::{NetSpec, build, net_specs};
-use common::{AMPLE, HOW, Tensors, cast, config, differences, leaves, oracle, ready_on, roundings};
+use common::{Tensors, cast, config, differences, leaves, oracle, ready_on, roundings};
+use cuda::{FAULTS, OUT_OF_BOUNDS, alone, execute, on_cuda, plan_of};
 use proptest::prelude::*;
 use sstep_autodiff::DType;
-use sstep_executor::cuda::{Cuda, Image};
 use sstep_executor::{Backend, Cpu, Executor, StepHow};
 use sstep_kernels::{Real, UpdateRule};
-use sstep_planner::{Budget, Plan, PlanError, Strategy as Planning};
-
-/// Compiles C++ to a shared library in the folder of the tests' temporary files.
-fn library(name: &str, text: &str, soname: Option<&str>) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda");
-    std::fs::create_dir_all(&dir).unwrap();
-    let aside = std::process::id();
-    let (source, made) = (
-        dir.join(format!("{name}.{aside}.cpp")),
-        dir.join(format!("{name}.{aside}.so")),
-    );
-    std::fs::write(&source, text).unwrap();
-    let mut compiler = Command::new(std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned()));
-    compiler.args(["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]);
-    if let Some(soname) = soname {
-        compiler.arg(format!("-Wl,-soname,{soname}"));
-    }
-    let done = compiler
-        .arg(&source)
-        .arg("-o")
-        .arg(&made)
-        .arg("-ldl")
-        .output();
-    let done = done.expect("a C++ compiler, as the build needs one");
-    let errors = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{}: {errors}", source.display());
-    made
-}
-
-/// The stand-in, where the backend looks for the driver: a library of that name
-/// is in the process already.
-fn driver() -> &'static libloading::os::unix::Library {
-    static DRIVER: OnceLock<libloading::os::unix::Library> = OnceLock::new();
-    DRIVER.get_or_init(|| {
-        let text = include_str!("cuda/driver.cpp");
-        // Not libcuda.so.1: NVRTC loads that by itself.
-        let made = library("driver", text, Some("libcuda64_13.so"));
-        let flags = libloading::os::unix::RTLD_NOW | libloading::os::unix::RTLD_GLOBAL;
-        // SAFETY: the library's start does nothing.
-        unsafe { libloading::os::unix::Library::open(Some(made), flags) }.unwrap()
-    })
-}
-
-/// A number that the stand-in counts.
-fn counted(name: &str) -> usize {
-    // SAFETY: both counters are functions without arguments.
-    unsafe {
-        let f = driver().get::<extern "C" fn() -> usize>(name.as_bytes());
-        f.unwrap()()
-    }
-}
-
-/// The kernels for `T` as a library for the CPU, named by an image.
-fn image<T: Real>() -> Image {
-    static IMAGES: [OnceLock<PathBuf>; 2] = [const { OnceLock::new() }; 2];
-    let (which, name) = match T::DTYPE {
-        DType::F32 => (0, "f32"),
-        DType::F64 => (1, "f64"),
-    };
-    let made = IMAGES[which].get_or_init(|| {
-        let kernels = with_fault(sstep_kernels::cuda::source(T::DTYPE));
-        let (before, after) = (include_str!("cuda/before.h"), include_str!("cuda/after.h"));
-        let made = library(name, &format!("{before}\n{kernels}\n{after}"), None);
-        // SAFETY: a function without arguments of a library whose start does nothing.
-        let bytes = unsafe {
-            let library = libloading::Library::new(&made).unwrap();
-            let f = library.get::<extern "C" fn() -> usize>(b"sstep_args_bytes");
-            f.unwrap()()
-        };
-        assert_eq!(bytes, size_of::<sstep_kernels::cuda::Args>());
-        made
-    });
-    Image::from_ptx(&format!("// host module {}", made.display()))
-}
-
-/// Faults to put into the kernels: what is replaced, and by what.
-const FAULTS: [(&str, &str, &str); 4] = [
-    (
-        "a barrier of a sum",
-        "sums[threadIdx.x + half];\n        __syncthreads();",
-        "sums[threadIdx.x + half];",
-    ),
-    (
-        "the barrier of a slide",
-        "c, p.d, p.h, p.w);\n            __syncthreads();",
-        "c, p.d, p.h, p.w);",
-    ),
-    ("a border of a convolution", "row && col >= 0 &&", "row &&"),
-    (
-        "a barrier that some threads miss",
-        "if (threadIdx.x == 0) {\n            if (a.state) a.state[e] += sum;",
-        "if (threadIdx.x == 0) {\n            __syncthreads();\n            if (a.state) a.state[e] += sum;",
-    ),
-];
-
-/// Puts the fault in that this process is asked to have.
-fn with_fault(kernels: String) -> String {
-    let Ok(asked) = std::env::var("SSTEP_FAULT") else {
-        return kernels;
-    };
-    let Some((_, sound, faulty)) = FAULTS.iter().find(|f| f.0 == asked) else {
-        return kernels;
-    };
-    assert!(
-        kernels.contains(sound),
-        "`{asked}` is not in the kernels any more"
-    );
-    kernels.replace(sound, faulty)
-}
+use sstep_planner::{Budget, Strategy as Planning};
 
 /// These tests can fail: the same net with a fault in a kernel
 /// fails, without one it does not.
@@ -148,67 +37,20 @@ fn a_fault_in_a_kernel_is_found() {
         // Tiles of a few positions, which slide, and larger ones.
         for squeeze in [0.0, 0.2, 1.0] {
             let plan = plan_of(&net, Planning::Optimal, squeeze, true).expect("a plan");
-            let apart = differences(&execute(plan, &values), &oracle(&net, &values));
+            let apart = differences(&execute(plan, &values, false), &oracle(&net, &values));
             assert!(apart.values().all(|&e| e <= 1e-12), "{apart:?}");
         }
         return;
     }
-    let run = |fault: &str| {
-        let done = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_fault_in_a_kernel_is_found"])
-            .env("SSTEP_FAULT", fault)
-            .output()
-            .unwrap();
-        let said = [done.stdout, done.stderr].concat();
-        (
-            done.status.success(),
-            String::from_utf8_lossy(&said).into_owned(),
-        )
-    };
+    let run = |fault| alone("a_fault_in_a_kernel_is_found", &[("SSTEP_FAULT", fault)]);
     let (sound, said) = run("none");
     assert!(sound, "{said}");
     let of_kernels = FAULTS.iter().map(|f| f.0);
-    // The last is one of the stand-in's.
-    for fault in of_kernels.chain(["waits that are not made"]) {
+    let of_kernels = of_kernels.filter(|&f| f != OUT_OF_BOUNDS);
+    // The last is one of the driver's.
+    for fault in of_kernels.chain(["waits of kernels that are not made"]) {
         let (passed, _) = run(fault);
         assert!(!passed, "{fault} was not found");
-    }
-}
-
-/// A plan's executor on the stand-in.
-fn on_cuda<T: Real>(plan: Plan) -> Executor<T> {
-    driver();
-    let bytes = plan.budget.device_bytes;
-    let cuda = Cuda::<T>::from_image(0, bytes, image::<T>()).expect("the stand-in");
-    Executor::with_backend(plan, Box::new(cuda)).expect("an executor")
-}
-
-/// Carries a plan out and holds what it took against what was promised.
-fn execute<T: Real>(plan: Plan, leaves: &Tensors<T>) -> Tensors<T> {
-    let promised = plan.predicted;
-    let (mut executor, feeds) = ready_on(on_cuda::<T>(plan), leaves);
-    let report = executor.step(&feeds, &HOW, &mut |_| {}).expect("a step");
-    assert!(report.measured.peak_bytes <= promised.peak_bytes);
-    assert_eq!(report.measured.h2d_bytes, promised.h2d_bytes);
-    assert_eq!(report.measured.d2h_bytes, promised.d2h_bytes);
-    report.outputs
-}
-
-/// A net's plan under a cap between the least and all that can be used; `None`
-/// where the strategy has none.
-fn plan_of(net: &common::Net, strategy: Planning, squeeze: f64, host: bool) -> Option<Plan> {
-    let host_bytes = if host { AMPLE } else { 0 };
-    let least = net.least(host_bytes, strategy)?;
-    let device_bytes = least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64;
-    let budget = Budget {
-        device_bytes,
-        host_bytes,
-        disk_bytes: 0,
-    };
-    match net.plan(budget, strategy) {
-        Ok(plan) => Some(plan),
-        Err(PlanError::HostTooSmall { .. }) if !host => None,
-        Err(e) => panic!("{strategy} at {device_bytes}: {e}"),
     }
 }
 
@@ -217,15 +59,19 @@ struct Setting {
     strategy: Planning,
     squeeze: f64,
     host: bool,
+    libraries: bool,
 }
 
 fn settings() -> impl Strategy<Value = Setting> {
     let strategy = prop::sample::select(Planning::ALL.to_vec());
     let squeeze = prop_oneof![1 => Just(0.0), 2 => 0.0..1.0f64];
-    (strategy, squeeze, any::<bool>()).prop_map(|(strategy, squeeze, host)| Setting {
-        strategy,
-        squeeze,
-        host,
+    (strategy, squeeze, any::<[bool; 2]>()).prop_map(|(strategy, squeeze, [host, libraries])| {
+        Setting {
+            strategy,
+            squeeze,
+            host,
+            libraries,
+        }
     })
 }
 
@@ -235,7 +81,10 @@ fn check<T: Real>(spec: &NetSpec, setting: &Setting, accuracy: f64) {
     let Some(plan) = plan_of(&net, setting.strategy, setting.squeeze, setting.host) else {
         return;
     };
-    let (got, want) = (execute(plan, &values), oracle(&net, &values));
+    let (got, want) = (
+        execute(plan, &values, setting.libraries),
+        oracle(&net, &values),
+    );
     let roundings = roundings(&want);
     let mut apart = differences(&got, &want);
     apart.retain(|name, e| *e > accuracy.max(roundings[name]));
@@ -316,7 +165,7 @@ fn optimisers_move_parameters_as_on_the_cpu() {
         let cpu: Box<dyn Backend<f64> + Send> =
             Box::new(Cpu::new(plan.budget.device_bytes).unwrap());
         let cpu = Executor::with_backend(plan.clone(), cpu).unwrap();
-        let ran = [cpu, on_cuda(plan)].map(|executor| {
+        let ran = [cpu, on_cuda(plan, false)].map(|executor| {
             let (mut executor, feeds) = ready_on(executor, &values);
             for step in 0..3 {
                 let how = StepHow {
@@ -344,57 +193,4 @@ fn optimisers_move_parameters_as_on_the_cpu() {
         );
         assert!(moved.values().all(|&e| e > 1e-6), "{rule:?}: {moved:?}");
     }
-}
-
-/// One allocation of the cap and nothing else, given back at the end.
-#[test]
-fn the_cap_is_all_that_is_allocated() {
-    driver();
-    // In a process of its own: other tests allocate at the same time.
-    if std::env::var_os("SSTEP_ALONE").is_none() {
-        let done = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_cap_is_all_that_is_allocated"])
-            .env("SSTEP_ALONE", "1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&done.stdout);
-        assert!(done.status.success(), "{said}");
-        return;
-    }
-    let net = common::Net::parse(
-        "f32",
-        "x = input [1, 3, 32, 32]\nw = param [8, 3, 3, 3]\ny = conv(x, w) pad=1\n\
-         r = relu(y)\np = max_pool(r) kernel=2",
-    );
-    let plan = plan_of(&net, Planning::Optimal, 0.2, true).expect("a plan");
-    let cap = plan.budget.device_bytes as usize;
-    execute(plan, &leaves::<f32>(&net.tape, 1));
-    assert_eq!(counted("standin_peak_bytes"), cap);
-    assert_eq!(counted("standin_live_bytes"), 0);
-}
-
-/// What the stand-in cannot give is said in a sentence.
-#[test]
-fn failures_are_sentences() {
-    driver();
-    let Err(error) = Cuda::<f32>::from_image(3, 1 << 20, image::<f32>()) else {
-        panic!("there is one device");
-    };
-    assert!(
-        error
-            .to_string()
-            .contains("there is no device cuda:3: the driver shows 1")
-    );
-    let Err(error) = Cuda::<f32>::from_image(0, 1 << 40, image::<f32>()) else {
-        panic!("there are 8 GiB");
-    };
-    assert!(
-        error
-            .to_string()
-            .contains("could not allocate the arena of 1099511627776 bytes")
-    );
-    let Err(error) = Cuda::<f32>::from_image(0, 1 << 20, Image::from_ptx("nothing")) else {
-        panic!("that is no module");
-    };
-    assert!(error.to_string().contains("loading kernels failed"));
 }

@@ -2,7 +2,7 @@
 // Device memory is memory of the process, and kernels are functions of a shared
 // library whose path a module's image names. What a stream is given is done as
 // late as possible and in a random order of all that is legal: a wait that is
-// missing shows in the results.
+// missing shows in the results. SSTEP_FAULT names what is to go wrong.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +17,7 @@
 #include <vector>
 
 typedef int Result;
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 static const size_t TOTAL = 1ull << 33;
 static std::recursive_mutex lock;
 typedef std::lock_guard<std::recursive_mutex> Guard;
@@ -26,14 +26,31 @@ static size_t live_bytes, peak_bytes;
 
 static std::map<uint64_t, size_t> pinned;
 
+static bool is_fault(const char *name) {
+    static const char *fault = getenv("SSTEP_FAULT");
+    return fault && !strcmp(fault, name);
+}
+// What other programs hold of the device.
+static size_t held_elsewhere() { return is_fault("memory held elsewhere") ? TOTAL - (1 << 20) : 0; }
+// A device is lost with a launch that its fault counts down to, and stays so.
+static bool is_lost;
+
+enum Kind { KERNEL, COPY, OTHER };
 // What a stream has yet to do, or to wait for.
 struct Task {
     std::function<void()> run;
     std::shared_ptr<bool> until;
+    Kind kind = OTHER;
+    // In the order that all streams were given theirs.
+    uint64_t number = 0;
 };
 struct Stream {
+    // As the backend makes them: kernels, copies to the device, copies to the host.
+    size_t lane;
     std::deque<Task> tasks;
 };
+// Copies done while a kernel given before had yet to run.
+static size_t copies, overlapped;
 struct Event {
     std::shared_ptr<bool> done = std::make_shared<bool>(true);
 };
@@ -56,8 +73,19 @@ static void step() {
         abort();
     }
     Stream *s = ready[below(ready.size())];
+    if (is_fault("slow kernels"))
+        for (Stream *other : ready)
+            if (other->tasks.front().kind != KERNEL) s = other;
     Task task = s->tasks.front();
     s->tasks.pop_front();
+    if (task.kind == COPY) {
+        ++copies;
+        bool before = false;
+        for (Stream *other : streams)
+            for (const Task &t : other->tasks)
+                before = before || (t.kind == KERNEL && t.number < task.number);
+        overlapped += before;
+    }
     if (task.run) task.run();
 }
 
@@ -65,8 +93,9 @@ static void drain(Stream *s) {
     while (!s->tasks.empty()) step();
 }
 
-static void give(void *stream, std::function<void()> run) {
-    ((Stream *)stream)->tasks.push_back({run, nullptr});
+static void give(void *stream, Kind kind, std::function<void()> run) {
+    static uint64_t given;
+    ((Stream *)stream)->tasks.push_back({run, nullptr, kind, ++given});
 }
 
 static bool is_within(const std::map<uint64_t, size_t> &memory, uint64_t at, size_t bytes) {
@@ -104,6 +133,27 @@ static bool is_live(uint64_t at, size_t bytes) { return is_within(live, at, byte
 extern "C" {
 size_t standin_live_bytes() { return live_bytes; }
 size_t standin_peak_bytes() { return peak_bytes; }
+size_t standin_pinned() { return pinned.size(); }
+size_t standin_copies() { return copies; }
+size_t standin_overlapped() { return overlapped; }
+// The allocation that holds an address.
+bool standin_allocation(uint64_t at, uint64_t *base, size_t *bytes) {
+    Guard guard(lock);
+    if (!is_live(at, 1)) return false;
+    auto found = --live.upper_bound(at);
+    *base = found->first;
+    *bytes = found->second;
+    return true;
+}
+// For the stand-ins of other libraries.
+void standin_give(void *stream, void (*run)(void *), void *with) {
+    Guard guard(lock);
+    give(stream, KERNEL, [=] { run(with); });
+}
+bool standin_is_live(uint64_t at, size_t bytes) {
+    Guard guard(lock);
+    return is_live(at, bytes);
+}
 
 Result cuInit(unsigned) { return OK; }
 Result cuDeviceGetCount(int *n) { *n = 1; return OK; }
@@ -112,21 +162,27 @@ Result cuDeviceGetName(char *name, int len, int) { snprintf(name, len, "stand-in
 Result cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = TOTAL; return OK; }
 Result cuDeviceGetAttribute(int *value, int which, int) {
     // Compute capability 9.0, two multiprocessors, nothing else.
-    *value = which == 75 ? 9 : which == 16 ? 2 : 0;
+    int major = is_fault("an old device") ? 6 : 9;
+    *value = which == 75 ? major : which == 16 ? 2 : 0;
     return OK;
 }
-Result cuDevicePrimaryCtxRetain(void **context, int) { *context = (void *)1; return OK; }
+Result cuDevicePrimaryCtxRetain(void **context, int) {
+    *context = (void *)1;
+    return is_fault("a full device") ? OUT_OF_MEMORY : OK;
+}
 Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 Result cuCtxSetCurrent(void *) { return OK; }
 Result cuCtxGetCurrent(void **context) { *context = (void *)1; return OK; }
 Result cuCtxSynchronize() {
     Guard guard(lock);
+    if (is_lost) return LAUNCH_FAILED;
     for (Stream *s : streams) drain(s);
     return OK;
 }
 Result cuStreamCreate(void **stream, unsigned) {
     Guard guard(lock);
-    streams.push_back(new Stream);
+    static size_t made;
+    streams.push_back(new Stream{made++ % 3, {}});
     *stream = streams.back();
     return OK;
 }
@@ -139,13 +195,16 @@ Result cuStreamDestroy_v2(void *stream) {
 }
 Result cuStreamSynchronize(void *stream) {
     Guard guard(lock);
+    if (is_lost) return LAUNCH_FAILED;
     drain((Stream *)stream);
     return OK;
 }
 Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
     Guard guard(lock);
-    static const char *fault = getenv("SSTEP_FAULT");
-    if (fault && !strcmp(fault, "waits that are not made")) return OK;
+    static const char *lanes[] = {"waits of kernels that are not made",
+                                  "waits of copies to the device that are not made",
+                                  "waits of copies to the host that are not made"};
+    if (is_fault(lanes[((Stream *)stream)->lane])) return OK;
     ((Stream *)stream)->tasks.push_back({nullptr, ((Event *)event)->done});
     return OK;
 }
@@ -155,17 +214,21 @@ Result cuEventRecord(void *event, void *stream) {
     Guard guard(lock);
     std::shared_ptr<bool> done = std::make_shared<bool>(false);
     ((Event *)event)->done = done;
-    give(stream, [done] { *done = true; });
+    give(stream, OTHER, [done] { *done = true; });
     return OK;
 }
 Result cuEventSynchronize(void *event) {
     Guard guard(lock);
+    if (is_lost) return LAUNCH_FAILED;
     std::shared_ptr<bool> done = ((Event *)event)->done;
     while (!*done) step();
     return OK;
 }
-Result cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
+Result cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
     Guard guard(lock);
+    // Write-combined memory is not for results.
+    if (flags) return INVALID;
+    if (is_fault("pages that are not locked")) return OUT_OF_MEMORY;
     *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (!*memory) return OUT_OF_MEMORY;
     memset(*memory, 0xff, bytes);
@@ -182,13 +245,13 @@ Result cuGetErrorString(Result, const char **text) { *text = "refused by the sta
 Result cuGetErrorName(Result, const char **text) { *text = "CUDA_ERROR_STANDIN"; return OK; }
 
 Result cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
-    *free_bytes = TOTAL - live_bytes;
+    *free_bytes = TOTAL - live_bytes - held_elsewhere();
     *total = TOTAL;
     return OK;
 }
 Result cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     Guard guard(lock);
-    if (live_bytes + bytes > TOTAL) return OUT_OF_MEMORY;
+    if (live_bytes + bytes > TOTAL - held_elsewhere()) return OUT_OF_MEMORY;
     void *memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xff, bytes);
@@ -211,7 +274,7 @@ Result cuMemFree_v2(uint64_t at) {
 Result cuMemsetD8Async(uint64_t at, unsigned char value, size_t n, void *stream) {
     Guard guard(lock);
     if (!is_live(at, n)) return INVALID;
-    give(stream, [=] { memset((void *)at, value, n); });
+    give(stream, OTHER, [=] { memset((void *)at, value, n); });
     return OK;
 }
 Result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *stream) {
@@ -219,13 +282,13 @@ Result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *strea
     if (!is_live(to, n)) return INVALID;
     // Pageable memory is taken at once.
     std::string taken((const char *)from, n);
-    give(stream, [=] { memcpy((void *)to, taken.data(), n); });
+    give(stream, COPY, [=] { memcpy((void *)to, taken.data(), n); });
     return OK;
 }
 Result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *stream) {
     Guard guard(lock);
     if (!is_live(from, n)) return INVALID;
-    give(stream, [=] { memcpy(to, (const void *)from, n); });
+    give(stream, COPY, [=] { memcpy(to, (const void *)from, n); });
     return OK;
 }
 Result cuMemcpy3DAsync_v2(const Copy3d *c, void *stream) {
@@ -245,9 +308,11 @@ Result cuMemcpy3DAsync_v2(const Copy3d *c, void *stream) {
             if (!is_live((uint64_t)(to_device ? to : from), width)) return INVALID;
             if (to_device && !is_within(pinned, (uint64_t)from, width)) {
                 std::string taken(from, width);
-                give(stream, [=] { memcpy(to, taken.data(), width); });
+                give(stream, COPY, [=] { memcpy(to, taken.data(), width); });
             } else {
-                give(stream, [=] { memcpy(to, from, width); });
+                give(stream, COPY, [=] { memcpy(to, from, width); });
+                // A copy to pageable memory is done when the call returns.
+                if (!to_device && !is_within(pinned, (uint64_t)to, width)) drain((Stream *)stream);
             }
         }
     return OK;
@@ -274,10 +339,13 @@ Result cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, uns
                       unsigned by, unsigned bz, unsigned shared, void *stream, void **params, void **) {
     // A kernel's fibers and its thread's number are one per process.
     Guard guard(lock);
+    static int launches;
+    if (is_fault("a lost device") && ++launches == 5) is_lost = true;
+    if (is_lost) return LAUNCH_FAILED;
     const Function &f = *(const Function *)function;
     if (gx == 0 || gy * gz != 1 || bx == 0 || bx > 1024 || by * bz != 1 || shared) return INVALID;
     std::string args((const char *)params[0], f.args_bytes);
-    give(stream, [&f, args, gx, bx] { f.launch(f.kernel, f.name.c_str(), args.data(), gx, bx); });
+    give(stream, KERNEL, [&f, args, gx, bx] { f.launch(f.kernel, f.name.c_str(), args.data(), gx, bx); });
     return OK;
 }
 }
