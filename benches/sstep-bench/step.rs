@@ -1,5 +1,5 @@
-//! One training step, forward and backward with group norm, at shrinking caps
-//! and against PyTorch.
+//! One training step, forward and backward, at shrinking caps and against PyTorch, on
+//! the CPU or another device.
 //!
 //! Caps are fractions of what storing everything takes. All contenders take
 //! turns, round by round; medians are compared. "Host" is memory of this machine
@@ -12,7 +12,7 @@ use std::time::Instant;
 use serde_json::json;
 use sstep::nn::{ModelSpec, Norm};
 use sstep::source::ArraySource;
-use sstep::{Budget, ByteSize, Feed, Session, SessionOptions, Shape, Strategy};
+use sstep::{Budget, ByteSize, Device, Feed, Measured, Session, SessionOptions, Shape, Strategy};
 
 use crate::Outcome;
 use crate::breakdown;
@@ -30,6 +30,15 @@ pub struct Args {
     /// Caps, as parts of what storing everything takes: 1/1, 1/2 …
     #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 10, 50])]
     parts: Vec<u64>,
+    /// Caps in bytes, instead of parts; nothing is then stored whole.
+    #[arg(long, value_delimiter = ',', value_name = "BYTES")]
+    caps: Vec<ByteSize>,
+    /// The network's norm.
+    #[arg(long, value_enum, default_value_t = NetNorm::Group)]
+    norm: NetNorm,
+    /// cpu, or cuda:N in a build with CUDA.
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Host memory that plans may use.
     #[arg(long, default_value = "8GiB")]
     host: ByteSize,
@@ -61,24 +70,39 @@ pub struct Args {
 enum Net {
     /// ResNet-18.
     Resnet18,
+    /// ResNet-34.
+    Resnet34,
     /// A U-Net of 32 channels that halves the image three times.
     Unet32,
+}
+
+/// A norm that both sides have.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum NetNorm {
+    /// Group norm.
+    Group,
+    /// Batch norm with given statistics; ours alone, PyTorch's server has group norm.
+    Frozen,
 }
 
 impl Net {
     fn name(self) -> &'static str {
         match self {
             Net::Resnet18 => "resnet18",
+            Net::Resnet34 => "resnet34",
             Net::Unet32 => "unet32",
         }
     }
 
-    fn spec(self) -> ModelSpec {
-        let norm = Some(Norm::Group);
+    fn spec(self, norm: NetNorm) -> ModelSpec {
+        let norm = Some(match norm {
+            NetNorm::Group => Norm::Group,
+            NetNorm::Frozen => Norm::FrozenBatch,
+        });
         match self {
-            Net::Resnet18 => ModelSpec {
+            Net::Resnet18 | Net::Resnet34 => ModelSpec {
                 norm,
-                ..ModelSpec::new("resnet18")
+                ..ModelSpec::new(self.name())
             },
             Net::Unet32 => ModelSpec {
                 norm,
@@ -91,7 +115,7 @@ impl Net {
 
     fn label(self, size: usize) -> Result<Feed<f32>, Box<dyn std::error::Error>> {
         Ok(match self {
-            Net::Resnet18 => Feed::Flat(vec![1.0]),
+            Net::Resnet18 | Net::Resnet34 => Feed::Flat(vec![1.0]),
             Net::Unet32 => {
                 let labels = vec![0.0; size * size];
                 let shape = Shape::map(1, 1, &[size, size]);
@@ -106,9 +130,7 @@ struct Contender {
     name: String,
     session: Session<f32>,
     secs: Vec<f64>,
-    device_bytes: u64,
-    host_bytes: u64,
-    disk_bytes: u64,
+    measured: Measured,
     profile: Option<Table>,
 }
 
@@ -121,15 +143,18 @@ pub fn run(args: &Args) -> Outcome {
     let pixels = (0..shape.elems()).map(|i| (i % 251) as f32 / 251.0);
     let image = Arc::new(ArraySource::new(shape, pixels.collect())?);
 
-    let mut all = session(args, Strategy::StoreAll, 1 << 40);
-    let whole = all.plan(shape.dims())?.predicted.peak_bytes;
+    let mut wanted: Vec<(String, Strategy, u64)> = (args.caps.iter())
+        .map(|cap| (cap.to_string(), Strategy::Optimal, cap.0))
+        .collect();
+    if wanted.is_empty() {
+        let mut all = session(args, Strategy::StoreAll, 1 << 40);
+        let whole = all.plan(shape.dims())?.predicted.peak_bytes;
+        wanted.push(("store-all".to_owned(), Strategy::StoreAll, whole));
+        let parts = (args.parts.iter()).filter(|&&part| part > 1);
+        wanted.extend(parts.map(|part| (format!("1/{part}"), Strategy::Optimal, whole / part)));
+    }
     let mut ours = Vec::new();
-    let wanted = std::iter::once(1).chain(args.parts.iter().copied());
-    for part in wanted {
-        let (name, strategy, cap) = match part {
-            1 => ("store-all".to_owned(), Strategy::StoreAll, whole),
-            _ => (format!("1/{part}"), Strategy::Optimal, whole / part),
-        };
+    for (name, strategy, cap) in wanted {
         let mut session = session(args, strategy, cap);
         let started = Instant::now();
         match session.plan(shape.dims()) {
@@ -137,9 +162,7 @@ pub fn run(args: &Args) -> Outcome {
                 name,
                 session,
                 secs: Vec::new(),
-                device_bytes: 0,
-                host_bytes: 0,
-                disk_bytes: 0,
+                measured: Measured::default(),
                 profile: None,
             }),
             Err(error) => eprintln!("{name}: {error}"),
@@ -162,9 +185,7 @@ pub fn run(args: &Args) -> Outcome {
             if round > 0 {
                 c.secs.push(measured.secs);
             }
-            c.device_bytes = measured.peak_bytes;
-            c.host_bytes = measured.host_peak_bytes;
-            c.disk_bytes = measured.disk_peak_bytes;
+            c.measured = *measured;
             c.profile = (args.profile).then(|| breakdown::table(&step.plan, &step.report.timings));
         }
         for (layout, secs, rss) in &mut theirs {
@@ -193,16 +214,18 @@ fn session(args: &Args, strategy: Strategy, device_bytes: u64) -> Session<f32> {
     };
     let mut options = SessionOptions {
         strategy,
+        device: args.device,
         ..SessionOptions::new(budget)
     };
     if let Some(dir) = &args.disk_dir {
         options.disk_dir.clone_from(dir);
     }
-    Session::new(args.net.spec(), options).expect("built-in networks are valid")
+    Session::new(args.net.spec(args.norm), options).expect("built-in networks are valid")
 }
 
 fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) {
-    let untiled = ours.first().and_then(|c| median(&c.secs));
+    let whole = ours.first().filter(|_| args.caps.is_empty());
+    let untiled = whole.and_then(|c| median(&c.secs));
     let best = theirs.iter().filter_map(|(_, s, _)| median(s));
     let best = best.reduce(f64::min);
     let mut table = Table::new(&[
@@ -211,12 +234,14 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
         "device",
         "host",
         "disk",
+        "to_device",
+        "to_host",
         "of_untiled",
         "of_torch",
     ]);
     let ratio = |of: Option<f64>, secs: f64| match of {
         Some(of) => Cell::number(of / secs, 2),
-        None => Cell::from("-"),
+        None => Cell::none(),
     };
     let bytes = |n: u64| Cell::new(ByteSize(n).to_string(), n);
     for c in &ours {
@@ -226,9 +251,11 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
         table.row(vec![
             c.name.as_str().into(),
             Cell::number(secs, 3),
-            bytes(c.device_bytes),
-            bytes(c.host_bytes),
-            bytes(c.disk_bytes),
+            bytes(c.measured.peak_bytes),
+            bytes(c.measured.host_peak_bytes),
+            bytes(c.measured.disk_peak_bytes),
+            bytes(c.measured.h2d_bytes),
+            bytes(c.measured.d2h_bytes),
             ratio(untiled, secs),
             ratio(best, secs),
         ]);
@@ -249,15 +276,18 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
             bytes(*rss as u64),
             bytes(0),
             bytes(0),
+            bytes(0),
+            bytes(0),
             ratio(untiled, secs),
             ratio(best, secs),
         ]);
     }
     if !args.json {
         println!(
-            "{} at {}², {} threads",
+            "{} at {}² on {}, {} threads",
             args.net.name(),
             args.size,
+            args.device,
             args.threads
         );
     }
