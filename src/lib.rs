@@ -60,7 +60,7 @@ pub use sstep_autodiff::{
 pub use sstep_executor::source;
 pub use sstep_executor::{
     Device, DeviceError, DeviceInfo, ExecError, Executor, Feed, Feeds, Measured, Progress, Spent,
-    StepHow, Tensor, Timings, check_spill_dir, devices, reference,
+    StepHow, Tensor, Timings, check_spill_dir, devices, freest, reference,
 };
 pub use sstep_planner::{
     Aim, Budget, ByteSize, CapPoint, Comparison, Family, Machine, Objective, Plan, PlanError,

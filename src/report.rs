@@ -21,6 +21,9 @@ pub struct Report {
     pub untiled_bytes: u64,
     /// Arena bytes.
     pub peak_bytes: Pair<u64>,
+    /// Device memory in use beside the arena after the step: the context, kernels and
+    /// libraries, and what other programs hold. 0 on the CPU.
+    pub beside_arena_bytes: u64,
     /// Host bytes.
     pub host_peak_bytes: Pair<u64>,
     /// Bytes of the spill file.
@@ -64,6 +67,7 @@ impl Report {
             disk_cap_bytes: plan.budget.disk_bytes,
             untiled_bytes: p.untiled_bytes,
             peak_bytes: pair(p.peak_bytes, measured.peak_bytes),
+            beside_arena_bytes: measured.beside_arena_bytes,
             host_peak_bytes: pair(p.host_peak_bytes, measured.host_peak_bytes),
             disk_peak_bytes: pair(p.disk_peak_bytes, measured.disk_peak_bytes),
             h2d_bytes: pair(p.h2d_bytes, measured.h2d_bytes),
@@ -83,7 +87,7 @@ impl Report {
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let size = |bytes: u64| ByteSize(bytes).to_string();
-        let mut line = |what: &str, pair: Pair<u64>, note: String| {
+        let line = |f: &mut std::fmt::Formatter<'_>, what: &str, pair: Pair<u64>, note: String| {
             let (p, m) = (size(pair.predicted), size(pair.measured));
             writeln!(
                 f,
@@ -92,11 +96,22 @@ impl std::fmt::Display for Report {
             )
         };
         line(
+            f,
             "device peak",
             self.peak_bytes,
             format!("cap {}", size(self.device_cap_bytes)),
         )?;
+        if self.beside_arena_bytes > 0 {
+            writeln!(
+                f,
+                "{:<13}{:>11}{:>12}   context, kernels, libraries; other programs",
+                "beside it",
+                "",
+                size(self.beside_arena_bytes)
+            )?;
+        }
         line(
+            f,
             "host peak",
             self.host_peak_bytes,
             format!("cap {}", size(self.host_cap_bytes)),
@@ -104,15 +119,15 @@ impl std::fmt::Display for Report {
         let has_disk = self.disk_cap_bytes > 0;
         if has_disk {
             let cap = format!("cap {}", size(self.disk_cap_bytes));
-            line("disk peak", self.disk_peak_bytes, cap)?;
+            line(f, "disk peak", self.disk_peak_bytes, cap)?;
         }
-        line("to device", self.h2d_bytes, String::new())?;
-        line("to host", self.d2h_bytes, String::new())?;
+        line(f, "to device", self.h2d_bytes, String::new())?;
+        line(f, "to host", self.d2h_bytes, String::new())?;
         if has_disk {
-            line("from disk", self.disk_read_bytes, String::new())?;
-            line("to disk", self.disk_write_bytes, String::new())?;
+            line(f, "from disk", self.disk_read_bytes, String::new())?;
+            line(f, "to disk", self.disk_write_bytes, String::new())?;
         }
-        line("from images", self.source_bytes, String::new())?;
+        line(f, "from images", self.source_bytes, String::new())?;
         let (p, m) = (self.secs.predicted, self.secs.measured);
         writeln!(f, "{:<13}{p:>9.2} s{m:>10.2} s", "time")?;
         if let Some(rss) = self.process_peak_rss_bytes {

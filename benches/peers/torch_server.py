@@ -5,7 +5,7 @@ One JSON object per line on stdin, one per line on stdout. Requests:
     {"kind": "layer", "ins", "outs", "spatial", "kernel", "stride", "pad",
      "groups", "transposed", "op": "forward"|"data"|"weight",
      "layout": "nchw"|"nhwc", "secs"}   -> {"secs": median of one call}
-    {"kind": "step", "net": "resnet18"|"unet32", "size", "layout", "repeats"}
+    {"kind": "step", "net": "resnet18"|"resnet34"|"unet32", "size", "layout", "repeats"}
         -> {"secs": median of forward and backward, "rss_bytes": peak above that before}
     {"kind": "version"} -> {"version"}
 
@@ -19,8 +19,8 @@ import sys
 import time
 
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
+
+import nets
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -62,85 +62,13 @@ def median(call, secs):
     return statistics.median(took)
 
 
-def norm(channels):
-    return nn.GroupNorm(8, channels)
-
-
-class Basic(nn.Module):
-    def __init__(self, ins, outs, stride=1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
-        self.norm1 = norm(outs)
-        self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
-        self.norm2 = norm(outs)
-        self.short = None
-        if stride != 1 or ins != outs:
-            self.short = nn.Sequential(nn.Conv2d(ins, outs, 1, stride, bias=False), norm(outs))
-
-    def forward(self, x):
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        y = self.norm2(self.conv2(y))
-        return F.relu(y + (x if self.short is None else self.short(x)), inplace=True)
-
-
-class ResNet18(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.norm = norm(64)
-        blocks, ins = [], 64
-        for outs, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            blocks += [Basic(ins, outs, stride), Basic(outs, outs)]
-            ins = outs
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(512, 2)
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.norm(self.conv(x)), inplace=True), 3, 2, 1)
-        return F.cross_entropy(self.head(self.blocks(x).mean((2, 3))), torch.tensor([1]))
-
-
-class Twice(nn.Module):
-    def __init__(self, ins, outs):
-        super().__init__()
-        self.conv1 = nn.Conv2d(ins, outs, 3, 1, 1, bias=False)
-        self.norm1 = norm(outs)
-        self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
-        self.norm2 = norm(outs)
-
-    def forward(self, x):
-        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(x)), inplace=True)
-
-
-class UNet(nn.Module):
-    def __init__(self, base, depth=3):
-        super().__init__()
-        width = [base << i for i in range(depth + 1)]
-        self.down = nn.ModuleList([Twice(3, base)] + [Twice(a, b) for a, b in zip(width, width[1:])])
-        pairs = list(zip(width, width[1:]))[::-1]
-        self.up = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairs])
-        self.join = nn.ModuleList([Twice(2 * a, a) for a, _ in pairs])
-        self.head = nn.Conv2d(base, 2, 1)
-
-    def forward(self, x):
-        skips = []
-        for i, down in enumerate(self.down):
-            x = down(x if i == 0 else F.max_pool2d(x, 2))
-            skips.append(x)
-        skips.pop()
-        for up, join in zip(self.up, self.join):
-            x = join(torch.cat([skips.pop(), up(x)], 1))
-        return F.cross_entropy(self.head(x), torch.zeros(1, *x.shape[2:], dtype=torch.long))
-
-
 def rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def step(q):
     before = rss()
-    net = {"resnet18": ResNet18, "unet32": lambda: UNet(32)}[q["net"]]()
+    net = nets.build(q["net"])
     x = torch.randn(1, 3, q["size"], q["size"])
     if q["layout"] == "nhwc":
         net = net.to(memory_format=torch.channels_last)

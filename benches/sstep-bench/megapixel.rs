@@ -5,10 +5,10 @@
 
 use std::time::Instant;
 
-use sstep::{Budget, ByteSize, Strategy};
+use sstep::{Budget, ByteSize, SessionOptions, Strategy};
 
 use crate::Outcome;
-use crate::step::{Net, image, median};
+use crate::step::{Net, NetNorm, image, median};
 use crate::table::{Cell, Table};
 
 /// Measures seconds per megapixel of growing images under one cap.
@@ -66,7 +66,11 @@ pub fn run(args: &Args) -> Outcome {
             host_bytes: args.host.0,
             disk_bytes: 0,
         };
-        let mut session = args.net.session(strategy, budget, None)?;
+        let options = SessionOptions {
+            strategy,
+            ..SessionOptions::new(budget)
+        };
+        let mut session = args.net.session(NetNorm::Group, options)?;
         let image = image(size)?;
         let started = Instant::now();
         let predicted = match session.plan(image.shape().dims()) {

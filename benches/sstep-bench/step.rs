@@ -1,18 +1,18 @@
-//! One training step, forward and backward with group norm, at shrinking caps
-//! and against PyTorch.
+//! One training step, forward and backward, at shrinking caps and against PyTorch, on
+//! the CPU or another device.
 //!
 //! Caps are fractions of what storing everything takes. All contenders take
 //! turns, round by round; medians are compared. "Host" is memory of this machine
 //! as well, so a fair account of a plan's memory is the sum of both columns.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use sstep::nn::{ModelSpec, Norm};
 use sstep::source::{ArraySource, TileSource};
-use sstep::{Budget, ByteSize, Feed, Session, SessionOptions, Shape, Strategy};
+use sstep::{Budget, ByteSize, Device, Feed, Measured, Session, SessionOptions, Shape, Strategy};
 
 use crate::Outcome;
 use crate::breakdown;
@@ -27,12 +27,19 @@ pub struct Args {
     net: Net,
     /// Extent of the square image.
     size: usize,
-    /// Caps, as parts of what storing everything takes: 1/1, 1/2 …
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 10, 50])]
+    /// Caps, as parts of what storing everything takes, which is measured first: 1/2 …
+    /// [default: 2,4,10,50, without --budget].
+    #[arg(long, value_delimiter = ',')]
     parts: Vec<u64>,
-    /// More caps, as they are: 512MiB …
+    /// Caps as they are: 512MiB … Without --parts nothing is stored whole.
     #[arg(long, value_delimiter = ',', value_name = "BYTES")]
     budget: Vec<ByteSize>,
+    /// The network's norm.
+    #[arg(long, value_enum, default_value_t = NetNorm::Group)]
+    norm: NetNorm,
+    /// cpu, or cuda:N in a build with CUDA.
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Host memory that plans may use.
     #[arg(long, default_value = "8GiB")]
     host: ByteSize,
@@ -64,8 +71,19 @@ pub struct Args {
 pub enum Net {
     /// ResNet-18.
     Resnet18,
+    /// ResNet-34.
+    Resnet34,
     /// A U-Net of 32 channels that halves the image three times.
     Unet32,
+}
+
+/// A norm that both sides have.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum NetNorm {
+    /// Group norm.
+    Group,
+    /// Batch norm with given statistics; ours alone, PyTorch's server has group norm.
+    Frozen,
 }
 
 impl Net {
@@ -73,16 +91,20 @@ impl Net {
     pub fn name(self) -> &'static str {
         match self {
             Net::Resnet18 => "resnet18",
+            Net::Resnet34 => "resnet34",
             Net::Unet32 => "unet32",
         }
     }
 
-    fn spec(self) -> ModelSpec {
-        let norm = Some(Norm::Group);
+    fn spec(self, norm: NetNorm) -> ModelSpec {
+        let norm = Some(match norm {
+            NetNorm::Group => Norm::Group,
+            NetNorm::Frozen => Norm::FrozenBatch,
+        });
         match self {
-            Net::Resnet18 => ModelSpec {
+            Net::Resnet18 | Net::Resnet34 => ModelSpec {
                 norm,
-                ..ModelSpec::new("resnet18")
+                ..ModelSpec::new(self.name())
             },
             Net::Unet32 => ModelSpec {
                 norm,
@@ -93,28 +115,19 @@ impl Net {
         }
     }
 
-    /// Trains it under a budget, with the disk's file in `disk_dir` rather than
-    /// where such files usually are.
+    /// Trains it.
     pub fn session(
         self,
-        strategy: Strategy,
-        budget: Budget,
-        disk_dir: Option<&Path>,
+        norm: NetNorm,
+        options: SessionOptions,
     ) -> Result<Session<f32>, Box<dyn std::error::Error>> {
-        let mut options = SessionOptions {
-            strategy,
-            ..SessionOptions::new(budget)
-        };
-        if let Some(dir) = disk_dir {
-            options.disk_dir = dir.into();
-        }
-        Ok(Session::new(self.spec(), options)?)
+        Ok(Session::new(self.spec(norm), options)?)
     }
 
     /// What a step on a square image is trained towards.
     pub fn label(self, size: usize) -> Result<Feed<f32>, Box<dyn std::error::Error>> {
         Ok(match self {
-            Net::Resnet18 => Feed::Flat(vec![1.0]),
+            Net::Resnet18 | Net::Resnet34 => Feed::Flat(vec![1.0]),
             Net::Unet32 => {
                 let labels = vec![0.0; size * size];
                 let shape = Shape::map(1, 1, &[size, size]);
@@ -129,11 +142,12 @@ struct Contender {
     name: String,
     session: Session<f32>,
     secs: Vec<f64>,
-    device_bytes: u64,
-    host_bytes: u64,
-    disk_bytes: u64,
+    measured: Measured,
     profile: Option<Table>,
 }
+
+/// The contender that the others are held against.
+const STORE_ALL: &str = "store-all";
 
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Outcome {
@@ -143,33 +157,30 @@ pub fn run(args: &Args) -> Outcome {
     let image = image(args.size)?;
     let shape = image.shape();
 
-    let budget = |device_bytes| Budget {
-        device_bytes,
-        host_bytes: args.host.0,
-        disk_bytes: args.disk.0,
+    let parts: &[u64] = match (args.parts.as_slice(), args.budget.is_empty()) {
+        ([], true) => &[2, 4, 10, 50],
+        (parts, _) => parts,
     };
-    let disk_dir = args.disk_dir.as_deref();
-    let mut all = args
-        .net
-        .session(Strategy::StoreAll, budget(1 << 40), disk_dir)?;
-    let whole = all.plan(shape.dims())?.predicted.peak_bytes;
-    let mut ours = Vec::new();
-    let mut wanted = vec![("store-all".to_owned(), Strategy::StoreAll, whole)];
-    let parts = args.parts.iter();
-    wanted.extend(parts.map(|part| (format!("1/{part}"), Strategy::Optimal, whole / part)));
+    let mut wanted = Vec::new();
+    if !parts.is_empty() {
+        let mut all = session(args, Strategy::StoreAll, 1 << 40)?;
+        let whole = all.plan(shape.dims())?.predicted.peak_bytes;
+        wanted.push((STORE_ALL.to_owned(), Strategy::StoreAll, whole));
+        let parts = parts.iter().filter(|&&part| part > 1);
+        wanted.extend(parts.map(|part| (format!("1/{part}"), Strategy::Optimal, whole / part)));
+    }
     let caps = args.budget.iter();
     wanted.extend(caps.map(|cap| (cap.to_string(), Strategy::Optimal, cap.0)));
+    let mut ours = Vec::new();
     for (name, strategy, cap) in wanted {
-        let mut session = args.net.session(strategy, budget(cap), disk_dir)?;
+        let mut session = session(args, strategy, cap)?;
         let started = Instant::now();
         match session.plan(shape.dims()) {
             Ok(_) => ours.push(Contender {
                 name,
                 session,
                 secs: Vec::new(),
-                device_bytes: 0,
-                host_bytes: 0,
-                disk_bytes: 0,
+                measured: Measured::default(),
                 profile: None,
             }),
             Err(error) => eprintln!("{name}: {error}"),
@@ -192,9 +203,7 @@ pub fn run(args: &Args) -> Outcome {
             if round > 0 {
                 c.secs.push(measured.secs);
             }
-            c.device_bytes = measured.peak_bytes;
-            c.host_bytes = measured.host_peak_bytes;
-            c.disk_bytes = measured.disk_peak_bytes;
+            c.measured = *measured;
             c.profile = (args.profile).then(|| breakdown::table(&step.plan, &step.report.timings));
         }
         for (layout, secs, rss) in &mut theirs {
@@ -215,6 +224,27 @@ pub fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
+fn session(
+    args: &Args,
+    strategy: Strategy,
+    device_bytes: u64,
+) -> Result<Session<f32>, Box<dyn std::error::Error>> {
+    let budget = Budget {
+        device_bytes,
+        host_bytes: args.host.0,
+        disk_bytes: args.disk.0,
+    };
+    let mut options = SessionOptions {
+        strategy,
+        device: args.device,
+        ..SessionOptions::new(budget)
+    };
+    if let Some(dir) = &args.disk_dir {
+        options.disk_dir.clone_from(dir);
+    }
+    args.net.session(args.norm, options)
+}
+
 /// A square image of three channels.
 pub fn image(size: usize) -> Result<Arc<dyn TileSource<f32>>, Box<dyn std::error::Error>> {
     let shape = Shape::map(1, 3, &[size, size]);
@@ -223,7 +253,8 @@ pub fn image(size: usize) -> Result<Arc<dyn TileSource<f32>>, Box<dyn std::error
 }
 
 fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) {
-    let untiled = ours.first().and_then(|c| median(&c.secs));
+    let whole = ours.first().filter(|c| c.name == STORE_ALL);
+    let untiled = whole.and_then(|c| median(&c.secs));
     let best = theirs.iter().filter_map(|(_, s, _)| median(s));
     let best = best.reduce(f64::min);
     let mut table = Table::new(&[
@@ -232,12 +263,14 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
         "device",
         "host",
         "disk",
+        "to_device",
+        "to_host",
         "of_untiled",
         "of_torch",
     ]);
     let ratio = |of: Option<f64>, secs: f64| match of {
         Some(of) => Cell::number(of / secs, 2),
-        None => Cell::from("-"),
+        None => Cell::none(),
     };
     let bytes = |n: u64| Cell::new(ByteSize(n).to_string(), n);
     for c in &ours {
@@ -247,9 +280,11 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
         table.row(vec![
             c.name.as_str().into(),
             Cell::number(secs, 3),
-            bytes(c.device_bytes),
-            bytes(c.host_bytes),
-            bytes(c.disk_bytes),
+            bytes(c.measured.peak_bytes),
+            bytes(c.measured.host_peak_bytes),
+            bytes(c.measured.disk_peak_bytes),
+            bytes(c.measured.h2d_bytes),
+            bytes(c.measured.d2h_bytes),
             ratio(untiled, secs),
             ratio(best, secs),
         ]);
@@ -270,15 +305,18 @@ fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) 
             bytes(*rss as u64),
             bytes(0),
             bytes(0),
+            bytes(0),
+            bytes(0),
             ratio(untiled, secs),
             ratio(best, secs),
         ]);
     }
     if !args.json {
         println!(
-            "{} at {}², {} threads",
+            "{} at {}² on {}, {} threads",
             args.net.name(),
             args.size,
+            args.device,
             args.threads
         );
     }

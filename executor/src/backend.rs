@@ -50,11 +50,21 @@ pub enum Partial {
     },
 }
 
+/// Memory of the host that a device copies to and from.
+pub type HostMemory<T> = Box<dyn HostSlice<T>>;
+
+/// Elements in memory of the host.
+pub trait HostSlice<T>: AsRef<[T]> + AsMut<[T]> + Send {}
+
+impl<T, M: AsRef<[T]> + AsMut<[T]> + Send> HostSlice<T> for M {}
+
 /// A device: one arena, regions in and out, kernel launches.
 ///
 /// Calls take effect in their order. A device may be behind when a call
 /// returns; [`Backend::read`] and [`Backend::wait`] wait for all that came before.
-/// Host memory that a call was given is free to be used when it returns.
+/// Until then [`HostMemory`] that [`Backend::upload`] or [`Backend::download`] was
+/// given belongs to the device: only further such calls may be given it. Any other
+/// memory is free to be used when a call returns.
 ///
 /// # Errors
 /// Every method fails if the device does, with [`ExecError::Device`]. The step is
@@ -88,10 +98,21 @@ pub trait Backend<T: Real> {
     /// it holds `to`, the same buffer at its new origin.
     fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError>;
 
+    /// Host memory for a tensor moved off the device, of any content.
+    fn host_memory(&mut self, elems: usize) -> Result<HostMemory<T>, ExecError> {
+        Ok(Box::new(vec![T::ZERO; elems]))
+    }
+
+    /// Device memory in use beside the arena, in bytes; other programs' too, where a
+    /// device cannot tell.
+    fn beside_arena_bytes(&self) -> u64 {
+        0
+    }
+
     /// Copies a region of a host tensor to the device.
     fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError>;
 
-    /// Copies a region of a device tensor to the host.
+    /// Copies a region of a device tensor to the host, into [`HostMemory`].
     fn download(
         &mut self,
         src: &Place,

@@ -59,8 +59,31 @@ pub struct DeviceInfo {
     pub capability: (i32, i32),
     /// Its memory.
     pub total_bytes: u64,
-    /// What is free of it, with a context of ours open.
+    /// What is free of it, with a context of ours and the libraries open.
     pub free_bytes: u64,
+    /// What the libraries and a stream took of it.
+    pub libraries_bytes: u64,
+    /// Libraries that are not there.
+    pub missing: Vec<Missing>,
+}
+
+/// A library of the vendor that is not there: the kernels of sstep do its work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize)]
+#[error(
+    "{name} is not used ({file}: {reason}): {what} run on sstep's own kernels, which is slower; it \
+     comes with the PyPI package {package}, whose lib folder belongs on LD_LIBRARY_PATH"
+)]
+pub struct Missing {
+    /// What it is called.
+    pub name: &'static str,
+    /// What it would compute.
+    pub what: &'static str,
+    /// File that the loader looks for.
+    pub file: &'static str,
+    /// Where it can be had.
+    pub package: &'static str,
+    /// Why it is not used.
+    pub reason: String,
 }
 
 /// Why a device cannot be had, or how it failed.
@@ -126,7 +149,38 @@ pub enum DeviceError {
         /// Of the device.
         total_bytes: u64,
     },
-    /// The driver refused a call, or the device failed. Nothing of the step counts.
+    /// Not even a context fits.
+    #[error(
+        "cuda:{ordinal} has no memory left for a context: other processes hold it, nvidia-smi \
+         shows which; end them or use another device"
+    )]
+    Full {
+        /// The device.
+        ordinal: usize,
+    },
+    /// Pages could not be locked.
+    #[error(
+        "could not lock {bytes} bytes of the host's memory for copies: {reason}; lower --host, or \
+         raise what may be locked (ulimit -l)"
+    )]
+    HostMemory {
+        /// Asked for.
+        bytes: u64,
+        /// The driver's words.
+        reason: String,
+    },
+    /// The device failed and takes no more calls of this process.
+    #[error(
+        "the CUDA device was lost while {doing}: {reason}; the step is lost, checkpoints are not: \
+         start again from the last one. nvidia-smi and the system's log may say why"
+    )]
+    Lost {
+        /// What was asked of it.
+        doing: &'static str,
+        /// The driver's words.
+        reason: String,
+    },
+    /// The driver refused a call. Nothing of the step counts.
     #[error("{doing} failed on the CUDA device: {reason}; the step is lost, checkpoints are not")]
     Failed {
         /// What was asked of it.
@@ -147,6 +201,11 @@ pub fn devices() -> Result<Vec<DeviceInfo>, DeviceError> {
     Err(DeviceError::NotBuilt)
 }
 
+/// The device with the most free memory: what `auto` takes.
+pub fn freest(devices: Vec<DeviceInfo>) -> Option<DeviceInfo> {
+    devices.into_iter().max_by_key(|d| d.free_bytes)
+}
+
 /// Opens a device with an arena of `bytes`.
 pub(crate) fn open<T: Real>(
     device: &Device,
@@ -155,13 +214,10 @@ pub(crate) fn open<T: Real>(
     match device {
         Device::Cpu => Ok(Box::new(Cpu::new(bytes)?)),
         Device::Cuda(ordinal) => cuda(*ordinal, bytes),
-        Device::Auto => {
-            let best = (devices().unwrap_or_default().into_iter()).max_by_key(|d| d.free_bytes);
-            match best {
-                Some(found) => cuda(found.ordinal, bytes),
-                None => Ok(Box::new(Cpu::new(bytes)?)),
-            }
-        }
+        Device::Auto => match freest(devices().unwrap_or_default()) {
+            Some(found) => cuda(found.ordinal, bytes),
+            None => Ok(Box::new(Cpu::new(bytes)?)),
+        },
     }
 }
 

@@ -7,10 +7,12 @@
 
 use sstep_planner::HostIx;
 
+use crate::backend::HostMemory;
+
 /// The tensors on the host, and memory for more.
 pub(crate) struct HostPool<T> {
-    tensors: Vec<Option<Vec<T>>>,
-    spare: Vec<Vec<T>>,
+    tensors: Vec<Option<HostMemory<T>>>,
+    spare: Vec<HostMemory<T>>,
     /// Bytes of tensors and spare memory that may be kept.
     limit_bytes: u64,
     held_bytes: u64,
@@ -46,15 +48,25 @@ impl<T: Copy> HostPool<T> {
 
     /// A tensor, if it is there.
     pub(crate) fn get(&self, h: HostIx) -> Option<&[T]> {
-        self.tensors.get(h.0 as usize)?.as_deref()
+        Some(self.tensors.get(h.0 as usize)?.as_ref()?.as_ref().as_ref())
     }
 
-    /// A tensor of `elems` elements to write to; of any content at first.
-    pub(crate) fn get_mut(&mut self, h: HostIx, elems: usize, zero: T) -> &mut [T] {
+    /// A tensor of `elems` elements to write to; of any content at first. Memory that
+    /// is not there yet is had from `make`.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub(crate) fn get_mut<E>(
+        &mut self,
+        h: HostIx,
+        elems: usize,
+        make: impl FnOnce(usize) -> Result<HostMemory<T>, E>,
+    ) -> Result<&mut [T], E> {
         let bytes = (elems * size_of::<T>()) as u64;
         let slot = &mut self.tensors[h.0 as usize];
         if slot.is_none() {
-            let data = match self.spare.iter().position(|s| s.len() == elems) {
+            let is_it = |s: &HostMemory<T>| s.as_ref().as_ref().len() == elems;
+            let data = match self.spare.iter().position(is_it) {
                 Some(at) => {
                     self.spare_bytes -= bytes;
                     self.spare.swap_remove(at)
@@ -62,22 +74,23 @@ impl<T: Copy> HostPool<T> {
                 None => {
                     while self.held_bytes + self.spare_bytes + bytes > self.limit_bytes {
                         let Some(old) = self.spare.pop() else { break };
-                        self.spare_bytes -= size_of_val(&*old) as u64;
+                        self.spare_bytes -= size_of_val(old.as_ref().as_ref()) as u64;
                     }
-                    vec![zero; elems]
+                    make(elems)?
                 }
             };
             *slot = Some(data);
             self.held_bytes += bytes;
             self.peak_bytes = self.peak_bytes.max(self.held_bytes);
         }
-        slot.as_mut().expect("the tensor was just made")
+        let data = slot.as_mut().expect("the tensor was just made");
+        Ok(data.as_mut().as_mut())
     }
 
     /// Takes a tensor back.
     pub(crate) fn release(&mut self, h: HostIx) {
         if let Some(data) = self.tensors[h.0 as usize].take() {
-            let bytes = size_of_val(&*data) as u64;
+            let bytes = size_of_val(data.as_ref().as_ref()) as u64;
             self.held_bytes -= bytes;
             self.spare_bytes += bytes;
             self.spare.push(data);
@@ -92,15 +105,20 @@ mod tests {
     #[test]
     fn memory_is_given_out_again_and_never_passes_the_limit() {
         let mut pool = HostPool::new(3, 400);
-        let at = pool.get_mut(HostIx(0), 50, 0f32).as_ptr();
+        fn get(pool: &mut HostPool<f32>, h: u32, elems: usize) -> *const f32 {
+            let make = |n| Ok::<HostMemory<f32>, ()>(Box::new(vec![0f32; n]));
+            let got = pool.get_mut(HostIx(h), elems, make);
+            got.map_or(std::ptr::null(), |data| data.as_ptr())
+        }
+        let at = get(&mut pool, 0, 50);
         pool.release(HostIx(0));
         // The same memory for the same size, in this step and the next.
-        assert_eq!(pool.get_mut(HostIx(1), 50, 0.0).as_ptr(), at);
+        assert_eq!(get(&mut pool, 1, 50), at);
         pool.begin_step();
-        assert_eq!(pool.get_mut(HostIx(0), 50, 0.0).as_ptr(), at);
+        assert_eq!(get(&mut pool, 0, 50), at);
         pool.release(HostIx(0));
         // Another size, which fits only without the spare.
-        pool.get_mut(HostIx(2), 80, 0.0);
+        get(&mut pool, 2, 80);
         assert_eq!(
             (pool.spare_bytes, pool.held_bytes, pool.peak_bytes()),
             (0, 320, 320)

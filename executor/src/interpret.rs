@@ -41,6 +41,9 @@ pub struct Measured {
     pub disk_write_bytes: u64,
     /// Bytes read from sources.
     pub source_bytes: u64,
+    /// Device memory in use beside the arena after the step: the context, kernels and
+    /// libraries; other programs' memory too. 0 on the CPU.
+    pub beside_arena_bytes: u64,
     /// Kernel launches.
     pub launches: u64,
     /// Seconds of the step.
@@ -206,6 +209,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
         }
         self.backend.wait()?;
         self.measured.secs = started.elapsed().as_secs_f64();
+        self.measured.beside_arena_bytes = self.backend.beside_arena_bytes();
         Ok(())
     }
 
@@ -463,7 +467,8 @@ impl<'a, T: Real> Interpreter<'a, T> {
         region: &Region,
     ) -> Result<(), ExecError> {
         let ty = self.plan.program.node(node).ty;
-        let data = self.host.get_mut(h, ty.shape.elems(), T::ZERO);
+        let make = |elems| self.backend.host_memory(elems);
+        let data = self.host.get_mut(h, ty.shape.elems(), make)?;
         self.backend
             .download(src, region, &Out::new(host_layout(&ty), data))?;
         self.measured.host_peak_bytes = self.host.peak_bytes();

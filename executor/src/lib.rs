@@ -23,9 +23,9 @@ mod run;
 pub mod source;
 mod tensor;
 
-pub use backend::{Backend, Launch, Partial, Place};
+pub use backend::{Backend, HostMemory, HostSlice, Launch, Partial, Place};
 pub use cpu::Cpu;
-pub use device::{Device, DeviceError, DeviceInfo, devices};
+pub use device::{Device, DeviceError, DeviceInfo, Missing, devices, freest};
 pub use disk::{DiskMap, RowAt, check_spill_dir};
 pub use error::ExecError;
 pub use interpret::{Measured, Progress, Spent, StepHow, Timings};

@@ -219,6 +219,12 @@ impl<'a, T: Real> In<'a, T> {
         self.layout.dims
     }
 
+    /// Addresses of the bytes that the view may touch.
+    pub fn addresses(&self) -> Range<u64> {
+        let base = self.base as u64;
+        base..base + (self.layout.len * size_of::<T>()) as u64
+    }
+
     /// Elements `w` (absolute) of row `(n, c, d, h)`.
     pub fn row(&self, n: usize, c: usize, d: usize, h: usize, w: Range<usize>) -> &'a [T] {
         let (at, len) = self.layout.row(n, c, d, h, &w);
@@ -306,6 +312,12 @@ impl<'a, T: Real> Out<'a, T> {
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) fn address(&self, at: [usize; 5]) -> *const T {
         self.base.wrapping_add(self.layout.offset(at))
+    }
+
+    /// Addresses of the bytes that the view may touch.
+    pub fn addresses(&self) -> Range<u64> {
+        let base = self.base as u64;
+        base..base + (self.layout.len * size_of::<T>()) as u64
     }
 
     /// Elements `w` (absolute) of row `(n, c, d, h)`.

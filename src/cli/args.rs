@@ -7,7 +7,7 @@ use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
 use sstep::{
     Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Objective, Profile, Strategy,
-    check_spill_dir, devices,
+    check_spill_dir, devices, freest,
 };
 
 /// Options of a built-in network.
@@ -142,19 +142,28 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Whether there is such a device: before minutes of planning for it.
+    /// Whether there is such a device: before minutes of planning for it. Says which
+    /// libraries it will have to do without.
     ///
     /// # Errors
     /// What [`sstep::devices`] says, and [`DeviceError::NoDevice`].
     pub fn check(self) -> Result<(), Error> {
-        let Device::Cuda(ordinal) = self.device else {
-            return Ok(());
+        let found = match self.device {
+            Device::Cpu => None,
+            // Without any, it is the CPU.
+            Device::Auto => devices().ok().and_then(freest),
+            Device::Cuda(ordinal) => {
+                let all = devices().map_err(ExecError::from)?;
+                let n_devices = all.len();
+                let found = all.into_iter().find(|d| d.ordinal == ordinal);
+                let missing = || ExecError::from(DeviceError::NoDevice { ordinal, n_devices });
+                Some(found.ok_or_else(missing)?)
+            }
         };
-        let n_devices = devices().map_err(ExecError::from)?.len();
-        if ordinal < n_devices {
-            return Ok(());
+        for missing in found.iter().flat_map(|d| &d.missing) {
+            super::notice(&missing.to_string());
         }
-        Err(ExecError::from(DeviceError::NoDevice { ordinal, n_devices }).into())
+        Ok(())
     }
 }
 

@@ -50,21 +50,31 @@ fn list_devices(json: bool) -> Result<(), Error> {
     }
     super::say("cpu     always there\n");
     match found {
-        Ok(found) => found.iter().for_each(|d| super::say(&device_line(d))),
+        Ok(found) => found.iter().for_each(|d| super::say(&device_lines(d))),
         Err(error) => super::notice(&error.to_string()),
     }
     Ok(())
 }
 
-fn device_line(device: &DeviceInfo) -> String {
+fn device_lines(device: &DeviceInfo) -> String {
     let (major, minor) = device.capability;
-    format!(
-        "cuda:{}  {}, compute capability {major}.{minor}, {} of {} free\n",
+    let size = |bytes| ByteSize(bytes).to_string();
+    // The driver does not tell a context's own memory from that of other programs.
+    let held = (device.total_bytes - device.free_bytes).saturating_sub(device.libraries_bytes);
+    let mut out = format!(
+        "cuda:{}  {}, compute capability {major}.{minor}, {} of {} free\n        {} held by a \
+         context and other programs, {} by libraries\n",
         device.ordinal,
         device.name,
-        ByteSize(device.free_bytes),
-        ByteSize(device.total_bytes)
-    )
+        size(device.free_bytes),
+        size(device.total_bytes),
+        size(held),
+        size(device.libraries_bytes),
+    );
+    for missing in &device.missing {
+        let _ = writeln!(out, "        {missing}");
+    }
+    out
 }
 
 fn text(info: &SlideInfo) -> String {

@@ -1,24 +1,14 @@
 // Stands in for the CUDA driver: as much of its interface as the backend calls.
 // Device memory is memory of the process, and kernels are functions of a shared
-// library whose path a module's image names. What a stream is given is done as
-// late as possible and in a random order of all that is legal: a wait that is
-// missing shows in the results. Beside that order there is a clock: when each task
-// would begin and end if streams ran side by side, at rates that a test sets.
+// library whose path a module's image names; streams.h, which goes before this text,
+// does what streams are given. SSTEP_FAULT names what is to go wrong.
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <deque>
 #include <dlfcn.h>
-#include <functional>
 #include <map>
-#include <memory>
 #include <mutex>
-#include <string>
-#include <vector>
 
 typedef int Result;
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 static const size_t TOTAL = 1ull << 33;
 static std::recursive_mutex lock;
 typedef std::lock_guard<std::recursive_mutex> Guard;
@@ -27,88 +17,14 @@ static size_t live_bytes, peak_bytes;
 
 static std::map<uint64_t, size_t> pinned;
 
-// A point that a stream has reached, and when.
-struct Mark {
-    bool done;
-    double secs;
-    struct Stream *of;
-};
-
-// What a stream has yet to do, or to wait for.
-struct Task {
-    std::function<void()> run;
-    std::shared_ptr<Mark> until;
-    double given_secs, secs;
-};
-struct Stream {
-    // As the backend makes them: kernels, copies to the device, copies to the host.
-    size_t lane;
-    std::deque<Task> tasks;
-    double clock_secs = 0;
-};
-struct Event {
-    std::shared_ptr<Mark> mark = std::make_shared<Mark>(Mark{true, 0, nullptr});
-};
-static std::vector<Stream *> streams;
-
-// Seconds of a block of a kernel, of a byte to the device and of one to the host;
-// what each has taken, and when the host has come how far.
-enum Kind { KERNEL, TO_DEVICE, TO_HOST, NOTHING };
-static double rates[4], busy_secs[4], host_secs, end_secs;
-
-// The wait that is not made, counted from the next on; 0 for none.
-static size_t waits, dropped;
-static std::shared_ptr<Mark> unheeded;
-static Stream *hasty;
-// The lane that does nothing while another can go on; 3 for none.
-static size_t slow_lane = 3;
-
-static size_t below(size_t n) {
-    static uint64_t state = 1;
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    return (size_t)(state >> 33) % n;
+static bool is_fault(const char *name) {
+    static const char *fault = getenv("SSTEP_FAULT");
+    return fault && !strcmp(fault, name);
 }
-
-// Does one task of any stream that may go on.
-static void step() {
-    std::vector<Stream *> ready;
-    for (Stream *s : streams)
-        if (!s->tasks.empty() && (!s->tasks.front().until || s->tasks.front().until->done))
-            ready.push_back(s);
-    if (ready.empty()) {
-        fprintf(stderr, "every stream waits for another\n");
-        abort();
-    }
-    Stream *s = ready[below(ready.size())];
-    for (Stream *other : ready)
-        if (s->lane == slow_lane) s = other;
-    // What ought to have waited runs first, what it ought to have waited for last.
-    if (unheeded && !unheeded->done)
-        for (Stream *other : ready)
-            if (other == hasty || s == unheeded->of) s = other;
-    Task task = s->tasks.front();
-    s->tasks.pop_front();
-    double from = task.until ? task.until->secs : task.given_secs;
-    if (from > s->clock_secs) s->clock_secs = from;
-    s->clock_secs += task.secs;
-    if (s->clock_secs > end_secs) end_secs = s->clock_secs;
-    if (task.run) task.run();
-}
-
-static void drain(Stream *s) {
-    while (!s->tasks.empty()) step();
-}
-
-static void give(void *stream, std::function<void()> run, Kind kind = NOTHING, double n = 0) {
-    double secs = n * rates[kind];
-    busy_secs[kind] += secs;
-    ((Stream *)stream)->tasks.push_back({run, nullptr, host_secs, secs});
-}
-
-// The host waits until then.
-static void host_until(double secs) {
-    if (secs > host_secs) host_secs = secs;
-}
+// What other programs hold of the device.
+static size_t held_elsewhere() { return is_fault("memory held elsewhere") ? TOTAL - (1 << 20) : 0; }
+// A device is lost with a launch that its fault counts down to, and stays so.
+static bool is_lost;
 
 static bool is_within(const std::map<uint64_t, size_t> &memory, uint64_t at, size_t bytes) {
     auto next = memory.upper_bound(at);
@@ -145,6 +61,25 @@ static bool is_live(uint64_t at, size_t bytes) { return is_within(live, at, byte
 extern "C" {
 size_t standin_live_bytes() { return live_bytes; }
 size_t standin_peak_bytes() { return peak_bytes; }
+size_t standin_pinned() { return pinned.size(); }
+// The allocation that holds an address.
+bool standin_allocation(uint64_t at, uint64_t *base, size_t *bytes) {
+    Guard guard(lock);
+    if (!is_live(at, 1)) return false;
+    auto found = --live.upper_bound(at);
+    *base = found->first;
+    *bytes = found->second;
+    return true;
+}
+// For the stand-ins of other libraries.
+void standin_give(void *stream, void (*run)(void *), void *with) {
+    Guard guard(lock);
+    give(stream, [=] { run(with); }, KERNEL, 1);
+}
+bool standin_is_live(uint64_t at, size_t bytes) {
+    Guard guard(lock);
+    return is_live(at, bytes);
+}
 
 void standin_start_clock(double block, double byte_to_device, double byte_to_host) {
     Guard guard(lock);
@@ -181,15 +116,20 @@ Result cuDeviceGetName(char *name, int len, int) { snprintf(name, len, "stand-in
 Result cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = TOTAL; return OK; }
 Result cuDeviceGetAttribute(int *value, int which, int) {
     // Compute capability 9.0, two multiprocessors, nothing else.
-    *value = which == 75 ? 9 : which == 16 ? 2 : 0;
+    int major = is_fault("an old device") ? 6 : 9;
+    *value = which == 75 ? major : which == 16 ? 2 : 0;
     return OK;
 }
-Result cuDevicePrimaryCtxRetain(void **context, int) { *context = (void *)1; return OK; }
+Result cuDevicePrimaryCtxRetain(void **context, int) {
+    *context = (void *)1;
+    return is_fault("a full device") ? OUT_OF_MEMORY : OK;
+}
 Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 Result cuCtxSetCurrent(void *) { return OK; }
 Result cuCtxGetCurrent(void **context) { *context = (void *)1; return OK; }
 Result cuCtxSynchronize() {
     Guard guard(lock);
+    if (is_lost) return LAUNCH_FAILED;
     for (Stream *s : streams) drain(s);
     return OK;
 }
@@ -209,14 +149,16 @@ Result cuStreamDestroy_v2(void *stream) {
 }
 Result cuStreamSynchronize(void *stream) {
     Guard guard(lock);
+    if (is_lost) return LAUNCH_FAILED;
     drain((Stream *)stream);
-    host_until(((Stream *)stream)->clock_secs);
     return OK;
 }
 Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
     Guard guard(lock);
-    static const char *fault = getenv("SSTEP_FAULT");
-    if (fault && !strcmp(fault, "waits that are not made")) return OK;
+    static const char *lanes[] = {"waits of kernels that are not made",
+                                  "waits of copies to the device that are not made",
+                                  "waits of copies to the host that are not made"};
+    if (is_fault(lanes[((Stream *)stream)->lane])) return OK;
     std::shared_ptr<Mark> mark = ((Event *)event)->mark;
     // A wait for what is done already shows nowhere.
     if (!mark->done && ++waits == dropped) {
@@ -224,7 +166,7 @@ Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
         hasty = (Stream *)stream;
         return OK;
     }
-    ((Stream *)stream)->tasks.push_back({nullptr, mark, 0, 0});
+    ((Stream *)stream)->tasks.push_back({nullptr, mark, 0, 0, nullptr, nullptr, 0});
     return OK;
 }
 Result cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
@@ -239,13 +181,17 @@ Result cuEventRecord(void *event, void *stream) {
 }
 Result cuEventSynchronize(void *event) {
     Guard guard(lock);
+    if (is_lost) return LAUNCH_FAILED;
     std::shared_ptr<Mark> mark = ((Event *)event)->mark;
     while (!mark->done) step();
-    host_until(mark->secs);
+    if (mark->secs > host_secs) host_secs = mark->secs;
     return OK;
 }
-Result cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
+Result cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
     Guard guard(lock);
+    // Write-combined memory is not for results.
+    if (flags) return INVALID;
+    if (is_fault("pages that are not locked")) return OUT_OF_MEMORY;
     *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (!*memory) return OUT_OF_MEMORY;
     memset(*memory, 0xff, bytes);
@@ -262,13 +208,13 @@ Result cuGetErrorString(Result, const char **text) { *text = "refused by the sta
 Result cuGetErrorName(Result, const char **text) { *text = "CUDA_ERROR_STANDIN"; return OK; }
 
 Result cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
-    *free_bytes = TOTAL - live_bytes;
+    *free_bytes = TOTAL - live_bytes - held_elsewhere();
     *total = TOTAL;
     return OK;
 }
 Result cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     Guard guard(lock);
-    if (live_bytes + bytes > TOTAL) return OUT_OF_MEMORY;
+    if (live_bytes + bytes > TOTAL - held_elsewhere()) return OUT_OF_MEMORY;
     void *memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xff, bytes);
@@ -329,6 +275,10 @@ Result cuMemcpy3DAsync_v2(const Copy3d *c, void *stream) {
             } else {
                 Kind kind = to_device ? TO_DEVICE : TO_HOST;
                 give(stream, [=] { memcpy(to, from, width); }, kind, width);
+                Task &copy = ((Stream *)stream)->tasks.back();
+                copy.to = to, copy.from = from, copy.bytes = width;
+                // A copy to pageable memory is done when the call returns.
+                if (!to_device && !is_within(pinned, (uint64_t)to, width)) drain((Stream *)stream);
             }
         }
     return OK;
@@ -355,6 +305,9 @@ Result cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, uns
                       unsigned by, unsigned bz, unsigned shared, void *stream, void **params, void **) {
     // A kernel's fibers and its thread's number are one per process.
     Guard guard(lock);
+    static int launches;
+    if (is_fault("a lost device") && ++launches == 5) is_lost = true;
+    if (is_lost) return LAUNCH_FAILED;
     const Function &f = *(const Function *)function;
     if (gx == 0 || gy * gz != 1 || bx == 0 || bx > 1024 || by * bz != 1 || shared) return INVALID;
     std::string args((const char *)params[0], f.args_bytes);

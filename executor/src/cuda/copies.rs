@@ -5,7 +5,7 @@
 //! sample; in three, columns, rows and depth, one call per channel of a sample.
 //!
 //! From pageable memory of the host the driver has taken all that it will by the
-//! time a call returns; from page-locked memory, and to any, when the stream has
+//! time a call returns; from page-locked memory, and to it, when the stream has
 //! done the copy.
 
 use std::ffi::c_void;

@@ -2,17 +2,25 @@
 //!
 //! The arena is one allocation of exactly the cap; tensors, parameters,
 //! optimiser state and partial results lie in it at the plan's offsets, and
-//! nothing else is allocated on the device. Ops run the kernels that
-//! [`sstep_kernels::cuda`] lists. Kernels and copies either way have a stream each;
+//! nothing else is allocated on the device. Ops run what [`sstep_kernels::cuda`]
+//! lists: kernels of ours, or cuDNN and cuBLASLt where they are there and take the
+//! call (`library`). Kernels and copies either way have a stream each;
 //! calls that touch the same bytes keep their order by events (`schedule`), all
 //! others overlap. cudarc loads the driver when a device is opened, so that a program
 //! with this backend starts on any machine.
 //!
 //! All `unsafe` of the backend stands in this folder, at the calls of the driver.
 
+mod arena;
+mod calls;
 mod copies;
+mod cublaslt;
+mod cudnn;
 mod driver;
+mod library;
+mod marks;
 mod module;
+mod pinned;
 mod schedule;
 mod staging;
 
@@ -26,16 +34,18 @@ use std::sync::Arc;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result,
 };
-use sstep_autodiff::{Op, ReductionState, Region, Ty};
-use sstep_kernels::cuda::{self as kernels, Args, Call, Placed, Task, Work};
-use sstep_kernels::{Box4, In, Layout, Out, Real, UpdateRule};
+use sstep_autodiff::Ty;
+use sstep_kernels::cuda::{self as kernels, Args, Call, Offer, Placed, Scratch, Step, Task, Work};
+use sstep_kernels::{Box4, Layout, Real};
 
-use crate::backend::{Backend, Launch, Partial, Place};
-use crate::device::DeviceError;
+use crate::backend::{Launch, Partial, Place};
+use crate::device::{DeviceError, Missing};
 use crate::error::ExecError;
-use crate::source::TileSource;
 
+use arena::Arena;
 use driver::failed;
+use library::Libraries;
+use marks::Marks;
 use schedule::{Bytes, Lane, Schedule};
 use staging::Staging;
 
@@ -56,66 +66,14 @@ pub struct Cuda<T> {
     /// By [`Lane`].
     streams: [Arc<CudaStream>; 3],
     schedule: Schedule,
+    marks: Marks,
     kernels: BTreeMap<&'static str, CudaFunction>,
+    libraries: Libraries,
     arena: Arena,
     most_blocks: u64,
     /// Regions read from a source, on their way to the device.
     staging: Staging,
     elements: PhantomData<T>,
-}
-
-/// The one allocation.
-struct Arena {
-    base: u64,
-    bytes: u64,
-    context: Arc<CudaContext>,
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // A device that has failed frees nothing; its context is gone with the
-        // process, and there is nobody left to tell.
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated by `Arena::new`, freed once; the streams that used
-            // it were waited for by their owner.
-            let _ = unsafe { result::free_sync(self.base) };
-        }
-    }
-}
-
-impl Arena {
-    fn new(context: &Arc<CudaContext>, bytes: u64) -> Result<Self, DeviceError> {
-        let out_of_memory = || {
-            let (free, total) = context.mem_get_info().unwrap_or_default();
-            DeviceError::OutOfMemory {
-                name: context.name().unwrap_or_default(),
-                bytes,
-                free_bytes: free as u64,
-                total_bytes: total as u64,
-            }
-        };
-        let size = usize::try_from(bytes).map_err(|_| out_of_memory())?.max(64);
-        // SAFETY: the context is current in this thread; the memory is owned by
-        // the value returned.
-        let base = unsafe { result::malloc_sync(size) }.map_err(|_| out_of_memory())?;
-        let context = Arc::clone(context);
-        Ok(Arena {
-            base,
-            bytes: size as u64,
-            context,
-        })
-    }
-
-    /// Address of `bytes` from `offset`.
-    fn at(&self, offset: u64, bytes: u64) -> u64 {
-        assert!(
-            offset
-                .checked_add(bytes)
-                .is_some_and(|end| end <= self.bytes),
-            "a buffer lies within the arena"
-        );
-        self.base + offset
-    }
 }
 
 impl<T: Real> Cuda<T> {
@@ -160,14 +118,17 @@ impl<T: Real> Cuda<T> {
             .collect::<Result<_, _>>()?;
         let stream = || context.new_stream().map_err(failed("making a stream"));
         let streams = [stream()?, stream()?, stream()?];
+        let libraries = Libraries::open(&streams[Lane::Compute as usize], T::DTYPE);
         let arena = Arena::new(&context, bytes)?;
         let most_blocks = BLOCKS_PER_PROCESSOR * driver::n_processors(&context)?;
         let mut this = Cuda {
             staging: Staging::new(&context),
+            marks: Marks::new(&context),
             context,
             streams,
             schedule: Schedule::default(),
             kernels,
+            libraries,
             arena,
             most_blocks,
             elements: PhantomData,
@@ -176,10 +137,22 @@ impl<T: Real> Cuda<T> {
         Ok(this)
     }
 
+    /// The same with sstep's own kernels for everything, also where a library is there.
+    #[must_use]
+    pub fn without_libraries(mut self) -> Self {
+        self.libraries = Libraries::default();
+        self
+    }
+
+    /// Libraries that would compute some calls faster, but are not there.
+    pub fn missing(&self) -> &[Missing] {
+        self.libraries.missing()
+    }
+
     /// Optimiser state starts as zeros.
     fn clear(&mut self) -> Result<(), DeviceError> {
         let (base, bytes) = (self.arena.base, self.arena.bytes as usize);
-        let all: Bytes = 0..self.arena.bytes;
+        let all: Bytes = base..base + self.arena.bytes;
         self.order(Lane::Compute, &[], &[all])?;
         let stream = self.stream(Lane::Compute);
         // SAFETY: all of the arena, and nothing else.
@@ -193,11 +166,19 @@ impl<T: Real> Cuda<T> {
 
     /// Makes what `lane` is given next wait for what it must.
     fn order(&mut self, lane: Lane, reads: &[Bytes], writes: &[Bytes]) -> Result<(), DeviceError> {
-        for other in self.schedule.give(lane, reads, writes) {
-            let event = self.stream(other).record_event(None);
-            event
-                .and_then(|event| self.stream(lane).wait(&event))
-                .map_err(failed("ordering streams"))?;
+        // All of the stream's last call has been given: this is where it ends.
+        let last = self.schedule.last(lane);
+        let stream = self.stream(lane).clone();
+        self.marks.mark(lane, last, &stream)?;
+        for before in self.schedule.give(lane, reads, writes) {
+            let stream = self.stream(before.lane).clone();
+            let last = self.schedule.last(before.lane);
+            let end = self.marks.end(before, last, &stream)?;
+            let waits = self.streams[lane as usize].wait(end);
+            waits.map_err(failed("ordering streams"))?;
+        }
+        for lane in Lane::ALL {
+            self.marks.forget(lane, self.schedule.oldest_open(lane));
         }
         Ok(())
     }
@@ -211,22 +192,33 @@ impl<T: Real> Cuda<T> {
     }
 
     /// Bytes of a tensor or a window.
-    fn bytes(place: &Place) -> Bytes {
-        place.offset..place.offset + (place.layout.len * size_of::<T>()) as u64
+    fn bytes(&self, place: &Place) -> Bytes {
+        let bytes = (place.layout.len * size_of::<T>()) as u64;
+        let base = self.arena.at(place.offset, bytes);
+        base..base + bytes
     }
 
     /// Bytes of a partial result.
-    fn partial_bytes(partial: &Partial) -> Bytes {
-        match partial {
-            Partial::InPlace(place) => Self::bytes(place),
-            Partial::F64 { offset, len } => *offset..*offset + 8 * *len as u64,
+    fn partial_bytes(&self, partial: &Partial) -> Bytes {
+        match *partial {
+            Partial::InPlace(ref place) => self.bytes(place),
+            Partial::F64 { offset, len } => {
+                let bytes = 8 * len as u64;
+                let base = self.arena.at(offset, bytes);
+                base..base + bytes
+            }
         }
     }
 
-    /// Orders kernels that read the inputs of `launch` and write `out`.
+    /// Orders kernels that read the inputs of `launch` and write `out`, with scratch.
     fn order_launch(&mut self, launch: &Launch<'_>, out: Bytes) -> Result<(), DeviceError> {
-        let reads: Vec<Bytes> = launch.inputs.iter().map(Self::bytes).collect();
-        self.order(Lane::Compute, &reads, &[out])
+        let reads: Vec<Bytes> = launch.inputs.iter().map(|p| self.bytes(p)).collect();
+        let scratch = launch.workspace.map(|(offset, bytes)| {
+            let base = self.arena.at(offset, bytes);
+            base..base + bytes
+        });
+        let writes: Vec<Bytes> = [out].into_iter().chain(scratch).collect();
+        self.order(Lane::Compute, &reads, &writes)
     }
 
     fn placed(&self, place: &Place) -> Placed {
@@ -261,6 +253,29 @@ impl<T: Real> Cuda<T> {
         Ok(())
     }
 
+    /// Carries the steps of an op out.
+    fn carry_out(&mut self, steps: &[Step]) -> Result<(), ExecError> {
+        steps.iter().try_for_each(|step| match step {
+            Step::Kernel(call) => self.run(call),
+            Step::Offer(offer) => self.offer(offer),
+        })
+    }
+
+    /// Has a library do what it takes, and our kernels the rest.
+    fn offer(&mut self, offer: &Offer) -> Result<(), ExecError> {
+        // Libraries ask for the thread's context; launches see to it themselves.
+        let bound = self.context.bind_to_thread();
+        bound.map_err(failed("binding the context"))?;
+        let (call, scratch) = (&offer.call, offer.scratch);
+        if let Some(taker) = self.libraries.taker(call, scratch) {
+            offer.before.iter().try_for_each(|call| self.run(call))?;
+            if self.libraries.run(taker, call, scratch)? {
+                return offer.after.iter().try_for_each(|call| self.run(call));
+            }
+        }
+        self.run(&offer.instead)
+    }
+
     fn with_task<R>(&self, launch: &Launch<'_>, run: impl FnOnce(&Task<'_>) -> R) -> R {
         let inputs: Vec<Placed> = launch.inputs.iter().map(|p| self.placed(p)).collect();
         run(&Task {
@@ -269,6 +284,11 @@ impl<T: Real> Cuda<T> {
             inputs: &inputs,
             step: launch.step,
             seed: launch.seed,
+            scratch: launch.workspace.map(|(offset, bytes)| Scratch {
+                address: self.arena.at(offset, bytes),
+                bytes,
+            }),
+            element_bytes: size_of::<T>() as u64,
         })
     }
 
@@ -282,151 +302,6 @@ impl<T: Real> Cuda<T> {
                 (Some(address), Placed { address, layout })
             }
         }
-    }
-}
-
-impl<T: Real> Backend<T> for Cuda<T> {
-    fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
-        self.order_launch(launch, Self::bytes(out))?;
-        let out = self.placed(out);
-        let calls = self.with_task(launch, |task| kernels::compute(task, &out));
-        calls.iter().try_for_each(|call| self.run(call))
-    }
-
-    fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) -> Result<(), ExecError> {
-        self.order(Lane::Compute, &[], &[Self::partial_bytes(partial)])?;
-        let (_, at) = self.partial(partial, out);
-        self.run(&kernels::begin(op, at.address, out))
-    }
-
-    fn accumulate(
-        &mut self,
-        launch: &Launch<'_>,
-        partial: &Partial,
-        out: &Ty,
-    ) -> Result<(), ExecError> {
-        self.order_launch(launch, Self::partial_bytes(partial))?;
-        let (state, at) = self.partial(partial, out);
-        let calls = self.with_task(launch, |task| kernels::accumulate(task, state, &at));
-        calls.iter().try_for_each(|call| self.run(call))
-    }
-
-    fn finish(
-        &mut self,
-        op: &Op,
-        inputs: &[Ty],
-        partial: &Partial,
-        out: &Place,
-    ) -> Result<(), ExecError> {
-        let ty = out.layout.ty::<T>();
-        match op.reduction_state(&ty) {
-            ReductionState::InPlace => Ok(()),
-            ReductionState::F64(_) => {
-                let read = Self::partial_bytes(partial);
-                self.order(Lane::Compute, &[read], &[Self::bytes(out)])?;
-                let (_, state) = self.partial(partial, &ty);
-                let out = self.placed(out);
-                self.run(&kernels::finish(op, inputs, state.address, &out))
-            }
-        }
-    }
-
-    fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError> {
-        self.order(Lane::Compute, &[Self::bytes(from)], &[Self::bytes(to)])?;
-        let (from, to) = (self.placed(from), self.placed(to));
-        self.run(&kernels::slide(&from, &to, &Box4::lift(keep)))
-    }
-
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        self.order(Lane::ToDevice, &[], &[Self::bytes(dst)])?;
-        let region = Box4::lift(region);
-        let dst = self.placed(dst);
-        copies::upload(self.stream(Lane::ToDevice), host, &region, &dst)?;
-        Ok(())
-    }
-
-    fn download(
-        &mut self,
-        src: &Place,
-        region: &Region,
-        host: &Out<'_, T>,
-    ) -> Result<(), ExecError> {
-        self.order(Lane::ToHost, &[Self::bytes(src)], &[])?;
-        let region = Box4::lift(region);
-        let placed = self.placed(src);
-        copies::download(self.stream(Lane::ToHost), &placed, &region, host)?;
-        // The caller may read the host's memory at once.
-        self.drain(Lane::ToHost)?;
-        Ok(())
-    }
-
-    fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        self.order(Lane::Compute, &[Self::bytes(src)], &[Self::bytes(dst)])?;
-        let (src, dst) = (self.placed(src), self.placed(dst));
-        self.run(&kernels::copy(&src, &Box4::lift(region), &dst))
-    }
-
-    fn read_source(
-        &mut self,
-        name: &str,
-        source: &dyn TileSource<T>,
-        region: &Region,
-        dst: &Place,
-    ) -> Result<(), ExecError> {
-        let ty = dst.layout.ty::<T>();
-        let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
-        let layout = Layout::window(&ty, &capacity, region);
-        let mut slot = self.staging.take::<T>(layout.len)?;
-        let read = source.read(region, &mut Out::new(layout, slot.elements()));
-        let copied = read
-            .map_err(ExecError::reading(name))
-            .and_then(|()| self.upload(&In::new(layout, slot.elements()), region, dst));
-        let stream = Arc::clone(self.stream(Lane::ToDevice));
-        self.staging.give_back(slot, &stream)?;
-        copied
-    }
-
-    fn update(
-        &mut self,
-        rule: &UpdateRule,
-        lr: f64,
-        t: u64,
-        param: &Place,
-        grad: &Place,
-        slots: &[Place],
-    ) -> Result<(), ExecError> {
-        let reads = [Self::bytes(grad)];
-        let writes: Vec<Bytes> = [param].into_iter().chain(slots).map(Self::bytes).collect();
-        self.order(Lane::Compute, &reads, &writes)?;
-        let slots: Vec<Placed> = slots.iter().map(|p| self.placed(p)).collect();
-        let (param, grad) = (self.placed(param), self.placed(grad));
-        self.run(&kernels::update(rule, lr, t, &param, &grad, &slots))
-    }
-
-    fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {
-        self.order(Lane::ToDevice, &[], &[Self::bytes(place)])?;
-        let to = self.placed(place);
-        copies::write(
-            self.stream(Lane::ToDevice),
-            to.address,
-            &data[..place.layout.len],
-        )?;
-        Ok(())
-    }
-
-    fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
-        self.order(Lane::ToHost, &[Self::bytes(place)], &[])?;
-        let from = self.placed(place);
-        let mut data = vec![T::ZERO; place.layout.len];
-        copies::read(self.stream(Lane::ToHost), from.address, &mut data)?;
-        Ok(data)
-    }
-
-    fn wait(&mut self) -> Result<(), ExecError> {
-        for lane in Lane::ALL {
-            self.drain(lane)?;
-        }
-        Ok(())
     }
 }
 

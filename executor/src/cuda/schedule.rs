@@ -3,9 +3,10 @@
 //!
 //! Kernels, copies to the device and copies to the host each have a stream, which
 //! keeps its own order. Two calls on different streams that touch the same byte of
-//! the arena, one of them writing, must keep theirs: the later waits for an event
-//! that the earlier's stream records. One event stands for all that its stream was
-//! given so far, and for all that this waited for, so that most calls need none.
+//! the arena or of page-locked memory, one of them writing, must keep theirs: the
+//! later waits for the earlier, and for nothing that its stream was given since. Who
+//! has waited for a call has waited for all before it, and for all that these waited
+//! for, so that most calls need no wait.
 
 use std::ops::Range;
 
@@ -25,14 +26,23 @@ impl Lane {
     pub(super) const ALL: [Lane; 3] = [Lane::Compute, Lane::ToDevice, Lane::ToHost];
 }
 
-/// Bytes of the arena.
+/// Bytes of the arena or of page-locked memory, by address: the two never share one.
 pub(super) type Bytes = Range<u64>;
+
+/// A call by its stream and its number there, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Given {
+    pub(super) lane: Lane,
+    pub(super) number: u64,
+}
 
 /// A call's use of some bytes, as long as a later call may have to wait for it.
 #[derive(Clone, Debug)]
 struct Access {
     lane: usize,
     number: u64,
+    /// Calls of each stream that come before it.
+    known: [u64; 3],
     bytes: Bytes,
     writes: bool,
 }
@@ -51,30 +61,52 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// Gives a call to `lane`; the streams that it must wait for first.
-    pub(super) fn give(&mut self, lane: Lane, reads: &[Bytes], writes: &[Bytes]) -> Vec<Lane> {
+    /// Gives a call to `lane`; the calls of others that it must wait for first.
+    pub(super) fn give(&mut self, lane: Lane, reads: &[Bytes], writes: &[Bytes]) -> Vec<Given> {
         let me = lane as usize;
-        let mut waits = Vec::new();
-        for other in Lane::ALL {
+        // Of each other stream, the last call that must come first.
+        let last_of = |other: Lane| {
             let it = other as usize;
             let seen = self.seen[me][it];
-            let clash = |a: &Access| {
+            let clash = |a: &&Access| {
                 let with = |bytes: &Bytes| a.bytes.start < bytes.end && bytes.start < a.bytes.end;
                 a.lane == it
                     && a.number > seen
                     && (writes.iter().any(with) || (a.writes && reads.iter().any(with)))
             };
-            if it != me && self.accesses.iter().any(clash) {
-                waits.push(other);
-                self.learn(me, it);
+            let last = (self.accesses.iter().filter(clash)).max_by_key(|a| a.number)?;
+            let number = last.number;
+            Some((
+                Given {
+                    lane: other,
+                    number,
+                },
+                last.known,
+            ))
+        };
+        let others = Lane::ALL.into_iter().filter(|&other| other != lane);
+        let last: Vec<(Given, [u64; 3])> = others.filter_map(last_of).collect();
+        let mut waits = Vec::new();
+        for &(call, known) in &last {
+            // The other may have waited for this one itself.
+            let implied = |(_, known): &(Given, [u64; 3])| known[call.lane as usize] >= call.number;
+            if !last
+                .iter()
+                .filter(|(c, _)| c.lane != call.lane)
+                .any(implied)
+            {
+                waits.push(call);
             }
+            self.learn(me, call.lane as usize, call.number, known);
         }
         self.given[me] += 1;
         let number = self.given[me];
+        let known = self.seen[me];
         let uses = (reads.iter().map(|b| (b, false))).chain(writes.iter().map(|b| (b, true)));
         self.accesses.extend(uses.map(|(bytes, writes)| Access {
             lane: me,
             number,
+            known,
             bytes: bytes.clone(),
             writes,
         }));
@@ -82,18 +114,30 @@ impl Schedule {
         waits
     }
 
+    /// The last call given to `lane`; 0 before the first.
+    pub(super) fn last(&self, lane: Lane) -> u64 {
+        self.given[lane as usize]
+    }
+
+    /// The first call of `lane` that another may yet have to wait for.
+    pub(super) fn oldest_open(&self, lane: Lane) -> u64 {
+        let of_lane = self.accesses.iter().filter(|a| a.lane == lane as usize);
+        (of_lane.map(|a| a.number).min()).unwrap_or(self.given[lane as usize] + 1)
+    }
+
     /// Notes that the host has waited for all of `lane`.
     pub(super) fn drained(&mut self, lane: Lane) {
+        let it = lane as usize;
         for me in 0..3 {
-            self.learn(me, lane as usize);
+            self.learn(me, it, self.given[it], self.seen[it]);
         }
         self.forget();
     }
 
-    /// What comes after all of stream `it`, and after all that came before that.
-    fn learn(&mut self, me: usize, it: usize) {
-        let mut known = self.seen[it];
-        known[it] = self.given[it];
+    /// What comes after call `number` of stream `it`, and after all that came before
+    /// that.
+    fn learn(&mut self, me: usize, it: usize, number: u64, mut known: [u64; 3]) {
+        known[it] = number;
         for (mine, known) in self.seen[me].iter_mut().zip(known) {
             *mine = (*mine).max(known);
         }
@@ -109,12 +153,12 @@ impl Schedule {
         }
         let one = |lane: usize| {
             let of_lane = || self.accesses.iter().filter(move |a| a.lane == lane);
+            let last = of_lane().max_by_key(|a| a.number)?;
             Some(Access {
-                lane,
-                number: of_lane().map(|a| a.number).max()?,
                 bytes: of_lane().map(|a| a.bytes.start).min()?
                     ..of_lane().map(|a| a.bytes.end).max()?,
                 writes: true,
+                ..last.clone()
             })
         };
         self.accesses = (0..3).filter_map(one).collect();
@@ -131,26 +175,28 @@ mod tests {
 
     /// For each call, how many calls of each stream are done before it begins if
     /// it waits as `waits` says.
-    fn clocks(calls: &[Call], waits: &[Vec<Lane>]) -> Vec<[u64; 3]> {
-        let mut given = [0; 3];
-        let mut at = [[0; 3]; 3];
-        let one = |((lane, ..), waits): (&Call, &Vec<Lane>)| {
-            for other in waits.iter().map(|w| *w as usize) {
-                let mut known: [u64; 3] = at[other];
-                known[other] = given[other];
-                for (mine, known) in at[*lane].iter_mut().zip(known) {
+    fn clocks(calls: &[Call], waits: &[Vec<Given>]) -> Vec<[u64; 3]> {
+        // Of each stream, what is done before each of its calls begins.
+        let mut begun: [Vec<[u64; 3]>; 3] = Default::default();
+        let one = |((lane, ..), waits): (&Call, &Vec<Given>)| {
+            let mut at = begun[*lane].last().copied().unwrap_or_default();
+            at[*lane] = begun[*lane].len() as u64;
+            for wait in waits {
+                let other = wait.lane as usize;
+                let mut known = begun[other][wait.number as usize - 1];
+                known[other] = wait.number;
+                for (mine, known) in at.iter_mut().zip(known) {
                     *mine = (*mine).max(known);
                 }
             }
-            at[*lane][*lane] = given[*lane];
-            given[*lane] += 1;
-            at[*lane]
+            begun[*lane].push(at);
+            at
         };
         calls.iter().zip(waits).map(one).collect()
     }
 
     /// Whether every call begins after those before it that touch its bytes.
-    fn is_safe(calls: &[Call], waits: &[Vec<Lane>]) -> bool {
+    fn is_safe(calls: &[Call], waits: &[Vec<Given>]) -> bool {
         let clocks = clocks(calls, waits);
         let number = |i: usize| calls[..=i].iter().filter(|c| c.0 == calls[i].0).count() as u64;
         let touch = |a: (u64, u64), b: (u64, u64)| a.0 < b.0 + b.1 && b.0 < a.0 + a.1;
@@ -163,7 +209,7 @@ mod tests {
         })
     }
 
-    fn schedule(calls: &[Call]) -> Vec<Vec<Lane>> {
+    fn schedule(calls: &[Call]) -> Vec<Vec<Given>> {
         let mut schedule = Schedule::default();
         let bytes = |(at, len): (u64, u64)| at..at + len;
         let one = |&(lane, read, write): &Call| {
@@ -180,9 +226,15 @@ mod tests {
             let waits = schedule(&calls);
             prop_assert!(is_safe(&calls, &waits));
             for i in 0..calls.len() {
-                let mut fewer = waits.clone();
-                if !std::mem::take(&mut fewer[i]).is_empty() {
+                for at in 0..waits[i].len() {
+                    let mut fewer = waits.clone();
+                    fewer[i].remove(at);
                     prop_assert!(!is_safe(&calls, &fewer), "call {} need not wait", i);
+                    // Nor for a later one than it must.
+                    let mut sooner = waits.clone();
+                    sooner[i][at].number -= 1;
+                    let is_wait = sooner[i][at].number > 0;
+                    prop_assert!(!is_wait || !is_safe(&calls, &sooner), "call {} waits too long", i);
                 }
             }
         }
@@ -203,7 +255,13 @@ mod tests {
         let mut schedule = Schedule::default();
         assert!(schedule.give(Lane::ToDevice, &[], &first).is_empty());
         let waits = schedule.give(Lane::Compute, &first, &second);
-        assert_eq!(waits, [Lane::ToDevice]);
+        assert_eq!(
+            waits,
+            [Given {
+                lane: Lane::ToDevice,
+                number: 1
+            }]
+        );
         schedule.drained(Lane::Compute);
         assert!(schedule.give(Lane::ToHost, &both, &[]).is_empty());
     }

@@ -11,7 +11,7 @@ use sstep_kernels::Real;
 
 use crate::device::DeviceError;
 
-use super::driver::failed;
+use super::driver::{failed, reason};
 
 /// The two buffers, the one used longest ago first.
 pub(super) struct Staging {
@@ -68,7 +68,10 @@ impl Staging {
             Some(memory) => memory,
             // SAFETY: any bits are a number of bytes.
             None => unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(64), 0) }
-                .map_err(failed("allocating page-locked memory"))?,
+                .map_err(|e| DeviceError::HostMemory {
+                    bytes: bytes as u64,
+                    reason: reason(e),
+                })?,
         };
         Ok(Slot {
             memory,

@@ -1,12 +1,13 @@
 //! From an op and its views to kernel calls. Which kernels an op runs is listed
 //! here and nowhere else.
 
-use sstep_autodiff::{Form, NormParam, Op, Saved};
+use sstep_autodiff::{ConvAttrs, Form, NormParam, Op, Saved};
 
 use super::args::{Args, Placed, View, signed};
 use super::attrs::{
     n_spatial, offsets, region, views, with_conv, with_norm, with_pool, with_unary, with_upsample,
 };
+use super::library::{Conv, MatmulShapes, Offer, Pass, Scratch, add_per_channel, matmul};
 use super::reductions::{domain, reduction};
 use crate::UpdateRule;
 use crate::cpu::dropout_threshold;
@@ -32,6 +33,19 @@ pub struct Call {
     pub work: Work,
 }
 
+/// A part of an op, in order.
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all steps are kernels, and no step is kept"
+)]
+pub enum Step {
+    /// A kernel of ours.
+    Kernel(Call),
+    /// A library's, if it takes it.
+    Offer(Box<Offer>),
+}
+
 /// What to compute; see [`crate::Job`].
 pub struct Task<'a> {
     /// The op.
@@ -44,6 +58,10 @@ pub struct Task<'a> {
     pub step: u64,
     /// Seed of the run.
     pub seed: u64,
+    /// What the plan gives a kernel for itself.
+    pub scratch: Option<Scratch>,
+    /// Bytes of an element.
+    pub element_bytes: u64,
 }
 
 /// Elements of one channel that a block of a norm's kernel works on.
@@ -62,7 +80,7 @@ fn pieces(args: &mut Args) -> Work {
 ///
 /// # Panics
 /// If the inputs are not those of the op.
-pub fn compute(task: &Task<'_>, out: &Placed) -> Vec<Call> {
+pub fn compute(task: &Task<'_>, out: &Placed) -> Vec<Step> {
     let layout = &out.layout;
     let n = n_spatial(layout);
     let inputs = task.inputs;
@@ -78,16 +96,8 @@ pub fn compute(task: &Task<'_>, out: &Placed) -> Vec<Call> {
             args.num[0] = value.get();
             ("constant", elements)
         }
-        Op::Conv(a) => {
-            with_conv(&mut args, a, n);
-            args.flag = i64::from(inputs.len() > 2);
-            ("conv", elements)
-        }
-        Op::ConvTranspose(a) => {
-            with_conv(&mut args, &a.conv, n);
-            args.flag = i64::from(inputs.len() > 2);
-            ("conv_transpose", elements)
-        }
+        Op::Conv(a) => return conv(task, a, Pass::Forward, out),
+        Op::ConvTranspose(a) => return conv(task, &a.conv, Pass::Data, out),
         Op::MaxPool(a) => {
             with_pool(&mut args, a, n);
             ("max_pool", elements)
@@ -144,7 +154,12 @@ pub fn compute(task: &Task<'_>, out: &Placed) -> Vec<Call> {
         Op::Softmax => ("softmax", points),
         Op::SoftmaxGrad => ("softmax_grad", points),
         Op::ChannelSum => ("channel_sum", points),
-        Op::Concat => return concat(&args, inputs),
+        Op::Concat => {
+            return concat(&args, inputs)
+                .into_iter()
+                .map(Step::Kernel)
+                .collect();
+        }
         Op::Slice(a) => {
             args.offset = offsets(&a.start, n);
             ("slice", elements)
@@ -233,10 +248,93 @@ pub fn compute(task: &Task<'_>, out: &Placed) -> Vec<Call> {
         | Op::Mse
         | Op::DiceSums => {
             let domain = inputs[domain(task.op)].layout.everything();
-            return vec![reduction(task, &domain, None, out)];
+            return vec![Step::Kernel(reduction(task, &domain, None, out))];
         }
     };
-    vec![Call { kernel, args, work }]
+    let call = Call { kernel, args, work };
+    let is_dense = matches!(
+        task.op,
+        Op::Linear | Op::LinearInputGrad | Op::LinearWeightGrad
+    );
+    let step = if is_dense {
+        dense(task, out, call)
+    } else {
+        Step::Kernel(call)
+    };
+    vec![step]
+}
+
+/// A convolution, forward or transposed.
+fn conv(task: &Task<'_>, attrs: &ConvAttrs, pass: Pass, out: &Placed) -> Vec<Step> {
+    let inputs = task.inputs;
+    let n = n_spatial(&out.layout);
+    let name = match pass {
+        Pass::Data => "conv_transpose",
+        Pass::Forward | Pass::Filter => "conv",
+    };
+    let kernel = |region: &Box4| {
+        let mut args = Args::over(region, out.layout.dims[1]);
+        args.out = View::from(out);
+        args.inputs = views(inputs);
+        with_conv(&mut args, attrs, n);
+        args.flag = i64::from(inputs.len() > 2);
+        let work = Work::Items(args.elements());
+        Call {
+            kernel: name,
+            args,
+            work,
+        }
+    };
+    let bias = |region: &Box4| Some(add_per_channel(out, region, inputs.get(2)?));
+    let (image, map) = match pass {
+        Pass::Data => (out, &inputs[0]),
+        Pass::Forward | Pass::Filter => (&inputs[0], out),
+    };
+    let offered = Conv {
+        pass,
+        attrs,
+        n_spatial: n,
+        image,
+        map,
+        filter: (&inputs[1].layout, inputs[1].address),
+        region: region(&task.region, &out.layout),
+        adds: false,
+    };
+    offered.steps(task, &kernel, &bias)
+}
+
+/// A dense layer or one of its gradients.
+fn dense(task: &Task<'_>, out: &Placed, instead: Call) -> Step {
+    let [first, second, ..] = task.inputs else {
+        return Step::Kernel(instead);
+    };
+    let at = [second.address, first.address, out.address];
+    let dims = |placed: &Placed| (placed.layout.dims[0] as u64, placed.layout.dims[1] as u64);
+    let (rows, columns) = dims(out);
+    let of = |k, transpose_a, transpose_b| MatmulShapes {
+        m: columns,
+        n: rows,
+        k,
+        transpose_a,
+        transpose_b,
+    };
+    match task.op {
+        // y[N, O] = x[N, F] · w[O, F]ᵀ.
+        Op::Linear => {
+            let after = task.inputs.get(2).map(|b| {
+                let everything = out.layout.everything();
+                add_per_channel(out, &everything, b)
+            });
+            matmul(task, of(dims(first).1, true, false), at, after, instead)
+        }
+        // x̄[N, F] = ȳ[N, O] · w[O, F].
+        Op::LinearInputGrad => matmul(task, of(dims(first).1, false, false), at, None, instead),
+        // w̄[O, F] = ȳ[N, O]ᵀ · x[N, F]; the inputs are x, ȳ.
+        _ => {
+            let at = [first.address, second.address, out.address];
+            matmul(task, of(dims(first).0, false, true), at, None, instead)
+        }
+    }
 }
 
 /// Each input to its channels.

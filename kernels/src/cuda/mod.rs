@@ -3,16 +3,22 @@
 //! Nothing here needs CUDA. The sources in `kernels/cuda/` are one module per
 //! element type ([`source()`]); every kernel takes one parameter block,
 //! [`Args`], by value. [`compute`], [`accumulate`] and their like spell an op
-//! out as [`Call`]s: a kernel's name, its block and how much work there is. A
+//! out as [`Step`]s: [`Call`]s, which are a kernel's name, its block and how much work
+//! there is, and [`Offer`]s, which a library of the vendor may compute instead. A
 //! backend compiles, places and launches them, and decides nothing.
 
 mod args;
 mod attrs;
+mod library;
 mod lower;
 mod reductions;
 
 pub use args::{Args, Placed, View};
-pub use lower::{Call, Task, Work, compute, copy, slide, update};
+pub use library::{
+    Convolution, Extents, LEAST_MATMUL, LibraryCall, Matmul, MatmulShapes, Offer, Pass, Scratch,
+    Shapes,
+};
+pub use lower::{Call, Step, Task, Work, compute, copy, slide, update};
 pub use reductions::{accumulate, begin, finish};
 
 use sstep_autodiff::DType;
@@ -72,6 +78,7 @@ pub fn kernel_names() -> &'static [&'static str] {
         "copy",
         "slide",
         "fill_state",
+        "add_part",
         "conv",
         "conv_transpose",
         "conv_weight_grad",

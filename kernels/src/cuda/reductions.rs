@@ -1,10 +1,11 @@
 //! The calls of a reduction: begin, add a region of the domain, finish.
 
-use sstep_autodiff::{Op, ReductionState, Ty};
+use sstep_autodiff::{ConvAttrs, Op, ReductionState, Ty};
 
 use super::args::{Args, Placed, View, signed};
 use super::attrs::{groups, n_spatial, region, views, with_conv, with_norm};
-use super::lower::{Call, Task, Work};
+use super::library::{Conv, Pass};
+use super::lower::{Call, Step, Task, Work};
 use crate::view::{Box4, Layout};
 
 /// Which input's regions a reduction is accumulated over.
@@ -107,9 +108,55 @@ pub fn begin(op: &Op, address: u64, out: &Ty) -> Call {
 }
 
 /// Adds a region of the domain to a state, or to the output `out` in place.
-pub fn accumulate(task: &Task<'_>, state: Option<u64>, out: &Placed) -> Vec<Call> {
+pub fn accumulate(task: &Task<'_>, state: Option<u64>, out: &Placed) -> Vec<Step> {
     let domain = &task.inputs[domain(task.op)].layout;
-    vec![reduction(task, &region(&task.region, domain), state, out)]
+    let region = region(&task.region, domain);
+    match task.op {
+        Op::ConvWeightGrad(a) => weight_grad(task, a, region, state, out),
+        _ => vec![Step::Kernel(reduction(task, &region, state, out))],
+    }
+}
+
+/// A weight gradient's region. A library adds to the output in place; for a state of
+/// doubles it leaves the region's part, in the tape's precision, behind them, where
+/// [`Op::reduction_state`] keeps room for it, and a kernel adds that.
+fn weight_grad(
+    task: &Task<'_>,
+    attrs: &ConvAttrs,
+    region: Box4,
+    state: Option<u64>,
+    out: &Placed,
+) -> Vec<Step> {
+    let n = out.layout.shape.elems();
+    let part = state.map(|state| state + 8 * n as u64);
+    let add_part = |_: &Box4| {
+        let mut args = Args {
+            state: state?,
+            count: signed(n),
+            ..Args::default()
+        };
+        args.inputs[0] = View::from(&Placed {
+            address: part?,
+            layout: out.layout,
+        });
+        Some(Call {
+            kernel: "add_part",
+            args,
+            work: Work::Items(n as u64),
+        })
+    };
+    let offered = Conv {
+        pass: Pass::Filter,
+        attrs,
+        n_spatial: n_spatial(&task.inputs[1].layout),
+        image: &task.inputs[0],
+        map: &task.inputs[1],
+        filter: (&out.layout, part.unwrap_or(out.address)),
+        region,
+        adds: state.is_none(),
+    };
+    let kernel = |region: &Box4| reduction(task, region, state, out);
+    offered.steps(task, &kernel, &add_part)
 }
 
 /// Turns a state into the result. `inputs` are the types of the whole inputs.

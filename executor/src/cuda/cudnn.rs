@@ -1,0 +1,347 @@
+//! Convolutions by cuDNN.
+//!
+//! Its descriptions of a convolution are made once per shape and kept with the
+//! algorithms that it has for it, fastest first. Only algorithms that give the same
+//! bits every time and compute in the tape's own precision count; which of them runs
+//! depends on the scratch that the plan gives, and nothing else is allocated.
+
+use std::collections::BTreeMap;
+use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use cudarc::cudnn::sys::{self, cudnnStatus_t as Status};
+use cudarc::cudnn::{CudnnError, result};
+use cudarc::driver::CudaStream;
+use sstep_autodiff::DType;
+use sstep_kernels::cuda::{Convolution, Extents, LibraryCall, Pass, Scratch, Shapes};
+
+use crate::device::{DeviceError, Missing};
+
+use super::library::{Library, call_failed};
+
+/// Most algorithms of a pass that cuDNN knows.
+const MOST_ALGORITHMS: usize = 10;
+
+/// An algorithm for one shape.
+#[derive(Clone, Copy, Debug)]
+enum Algorithm {
+    Forward(sys::cudnnConvolutionFwdAlgo_t),
+    Data(sys::cudnnConvolutionBwdDataAlgo_t),
+    Filter(sys::cudnnConvolutionBwdFilterAlgo_t),
+}
+
+/// cuDNN's descriptions of one convolution.
+struct Described {
+    image: sys::cudnnTensorDescriptor_t,
+    map: sys::cudnnTensorDescriptor_t,
+    filter: sys::cudnnFilterDescriptor_t,
+    conv: sys::cudnnConvolutionDescriptor_t,
+    /// With the bytes of scratch each needs, fastest first.
+    algorithms: Vec<(Algorithm, u64)>,
+}
+
+impl Drop for Described {
+    fn drop(&mut self) {
+        // SAFETY: made by `describe`, destroyed once; null where that failed, which
+        // cuDNN is not given.
+        unsafe {
+            if !self.image.is_null() {
+                let _ = result::destroy_tensor_descriptor(self.image);
+            }
+            if !self.map.is_null() {
+                let _ = result::destroy_tensor_descriptor(self.map);
+            }
+            if !self.filter.is_null() {
+                let _ = result::destroy_filter_descriptor(self.filter);
+            }
+            if !self.conv.is_null() {
+                let _ = result::destroy_convolution_descriptor(self.conv);
+            }
+        }
+    }
+}
+
+/// cuDNN on one stream.
+pub(super) struct Cudnn {
+    handle: sys::cudnnHandle_t,
+    /// Kept as long as the handle uses it.
+    _stream: Arc<CudaStream>,
+    dtype: DType,
+    /// What is known of a shape; `None` if cuDNN has nothing for it.
+    known: BTreeMap<Shapes, Option<Described>>,
+}
+
+// SAFETY: a handle and descriptions may be used by any thread, one at a time.
+unsafe impl Send for Cudnn {}
+
+impl Drop for Cudnn {
+    fn drop(&mut self) {
+        self.known.clear();
+        // SAFETY: made by `open`, destroyed once.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+impl Cudnn {
+    /// Opens the library for calls on `stream`.
+    ///
+    /// # Errors
+    /// [`Missing`] if it is not there or does not start.
+    pub(super) fn open(stream: &Arc<CudaStream>, dtype: DType) -> Result<Self, Missing> {
+        let missing = |reason: String| Missing {
+            name: "cuDNN",
+            what: "convolutions",
+            file: "libcudnn.so.9",
+            package: "nvidia-cudnn-cu13",
+            reason,
+        };
+        // SAFETY: loads the library, which is made to be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(missing("not found".to_owned()));
+        }
+        let version = result::get_version();
+        if version / 10_000 != 9 {
+            return Err(missing(format!("version number {version}")));
+        }
+        let broken = |e: CudnnError| missing(format!("it says {e}"));
+        let handle = result::create_handle().map_err(broken)?;
+        let this = Cudnn {
+            handle,
+            _stream: Arc::clone(stream),
+            dtype,
+            known: BTreeMap::new(),
+        };
+        // SAFETY: both were just made, and the stream lives as long as the handle.
+        unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(broken)?;
+        Ok(this)
+    }
+
+    fn data_type(&self) -> sys::cudnnDataType_t {
+        match self.dtype {
+            DType::F32 => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
+            DType::F64 => sys::cudnnDataType_t::CUDNN_DATA_DOUBLE,
+        }
+    }
+
+    fn tensor(&self, of: &Extents, n: usize) -> Result<sys::cudnnTensorDescriptor_t, CudnnError> {
+        let made = result::create_tensor_descriptor()?;
+        let (dims, strides) = (spatial(&of.dims, n), spatial(&of.strides, n));
+        let count = dims.len() as c_int;
+        // SAFETY: just made; the arrays are as long as said.
+        let set = unsafe {
+            let (dims, strides) = (dims.as_ptr(), strides.as_ptr());
+            result::set_tensornd_descriptor(made, self.data_type(), count, dims, strides)
+        };
+        if set.is_err() {
+            // SAFETY: made above, and given to nobody.
+            let _ = unsafe { result::destroy_tensor_descriptor(made) };
+        }
+        set.map(|()| made)
+    }
+
+    fn describe(&self, shapes: &Shapes) -> Result<Described, CudnnError> {
+        let n = shapes.n_spatial;
+        let mut this = Described {
+            image: null_mut(),
+            map: null_mut(),
+            filter: null_mut(),
+            conv: null_mut(),
+            algorithms: Vec::new(),
+        };
+        this.image = self.tensor(&shapes.image, n)?;
+        this.map = self.tensor(&shapes.map, n)?;
+        this.filter = result::create_filter_descriptor()?;
+        this.conv = result::create_convolution_descriptor()?;
+        let dims = spatial(&shapes.filter, n);
+        let axes = |of: &[i32; 3]| of[3 - n..].to_vec();
+        let (pad, stride) = (axes(&shapes.pad), axes(&shapes.stride));
+        let dilation = axes(&shapes.dilation);
+        // SAFETY: all were just made; the arrays are as long as said.
+        unsafe {
+            result::set_filternd_descriptor(
+                this.filter,
+                self.data_type(),
+                sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
+                dims.len() as c_int,
+                dims.as_ptr(),
+            )?;
+            result::set_convolutionnd_descriptor(
+                this.conv,
+                n as c_int,
+                pad.as_ptr(),
+                stride.as_ptr(),
+                dilation.as_ptr(),
+                sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
+                self.data_type(),
+            )?;
+            result::set_convolution_group_count(this.conv, shapes.groups)?;
+            // No rounding to TF32: gradients are to equal the untiled run's.
+            let exact = sys::cudnnMathType_t::CUDNN_FMA_MATH;
+            result::set_convolution_math_type(this.conv, exact)?;
+        }
+        this.algorithms = self.algorithms(&this, shapes.pass)?;
+        Ok(this)
+    }
+
+    /// The algorithms that count, with the scratch that each asks for.
+    fn algorithms(&self, of: &Described, pass: Pass) -> Result<Vec<(Algorithm, u64)>, CudnnError> {
+        let (handle, x, y) = (self.handle, of.image, of.map);
+        let (w, conv) = (of.filter, of.conv);
+        let mut count: c_int = 0;
+        /// Asks for what cuDNN thinks fastest, and what each needs.
+        macro_rules! ask {
+            ($kind:path, $perf:ty, $find:path, $bytes:path, $($tensor:expr),*) => {{
+                // SAFETY: plain numbers, of which zero is one.
+                let mut found: [$perf; MOST_ALGORITHMS] = unsafe { std::mem::zeroed() };
+                let most = MOST_ALGORITHMS as c_int;
+                // SAFETY: what is described exists; as many answers as there is room for.
+                unsafe { $find(handle, $($tensor),*, most, &mut count, found.as_mut_ptr())? };
+                let counts = |p: &&$perf| {
+                    p.status == Status::CUDNN_STATUS_SUCCESS
+                        && p.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
+                        && is_exact(p.mathType)
+                };
+                let found = &found[..usize::try_from(count).unwrap_or(0).min(MOST_ALGORITHMS)];
+                // SAFETY: as above. What it has no bytes for, it does not support.
+                let needs = |algo| unsafe { $bytes(handle, $($tensor),*, algo) }.ok();
+                (found.iter().filter(counts))
+                    .filter_map(|p| Some(($kind(p.algo), needs(p.algo)? as u64)))
+                    .collect()
+            }};
+        }
+        Ok(match pass {
+            Pass::Forward => ask!(
+                Algorithm::Forward,
+                sys::cudnnConvolutionFwdAlgoPerf_t,
+                result::get_convolution_forward_algorithm,
+                result::get_convolution_forward_workspace_size,
+                x,
+                w,
+                conv,
+                y
+            ),
+            Pass::Data => ask!(
+                Algorithm::Data,
+                sys::cudnnConvolutionBwdDataAlgoPerf_t,
+                result::get_convolution_backward_data_algorithm,
+                result::get_convolution_backward_data_workspace_size,
+                w,
+                y,
+                conv,
+                x
+            ),
+            Pass::Filter => ask!(
+                Algorithm::Filter,
+                sys::cudnnConvolutionBwdFilterAlgoPerf_t,
+                result::get_convolution_backward_filter_algorithm,
+                result::get_convolution_backward_filter_workspace_size,
+                x,
+                y,
+                conv,
+                w
+            ),
+        })
+    }
+
+    /// Starts `call` by `algorithm`, with the scratch it asked for.
+    fn start(
+        &self,
+        call: &Convolution,
+        of: &Described,
+        (algorithm, bytes): (Algorithm, u64),
+        scratch: Scratch,
+    ) -> Result<(), CudnnError> {
+        let single = [1f32, f32::from(u8::from(call.shapes.adds))];
+        let double = single.map(f64::from);
+        let (one, keep): (*const c_void, *const c_void) = match self.dtype {
+            DType::F32 => ((&raw const single[0]).cast(), (&raw const single[1]).cast()),
+            DType::F64 => ((&raw const double[0]).cast(), (&raw const double[1]).cast()),
+        };
+        let space = if bytes == 0 {
+            null_mut()
+        } else {
+            scratch.address as *mut c_void
+        };
+        let (handle, bytes) = (self.handle, bytes as usize);
+        let (image, map) = (call.image as *mut c_void, call.map as *mut c_void);
+        let filter = call.filter as *mut c_void;
+        let (x, y, w, conv) = (of.image, of.map, of.filter, of.conv);
+        // SAFETY: tensors and scratch lie within the arena, as the lowering took them
+        // from views and the plan; the factors are read before the calls return.
+        unsafe {
+            match algorithm {
+                Algorithm::Forward(algo) => result::convolution_forward(
+                    handle, one, x, image, w, filter, conv, algo, space, bytes, keep, y, map,
+                ),
+                Algorithm::Data(algo) => result::convolution_backward_data(
+                    handle, one, w, filter, y, map, conv, algo, space, bytes, keep, x, image,
+                ),
+                Algorithm::Filter(algo) => result::convolution_backward_filter(
+                    handle, one, x, image, y, map, conv, algo, space, bytes, keep, w, filter,
+                ),
+            }
+        }
+    }
+}
+
+impl Library for Cudnn {
+    fn accepts(&mut self, call: &LibraryCall, scratch: Scratch) -> bool {
+        let LibraryCall::Convolution(call) = call else {
+            return false;
+        };
+        if !self.known.contains_key(&call.shapes) {
+            // What it cannot describe is done without it.
+            let made = self.describe(&call.shapes).ok();
+            self.known.insert(call.shapes, made);
+        }
+        let known = self.known.get(&call.shapes);
+        known
+            .and_then(Option::as_ref)
+            .is_some_and(|of| fitting(of, scratch).is_some())
+    }
+
+    fn run(&mut self, call: &LibraryCall, scratch: Scratch) -> Result<bool, DeviceError> {
+        let LibraryCall::Convolution(call) = call else {
+            return Ok(false);
+        };
+        let of = self.known.get(&call.shapes).and_then(Option::as_ref);
+        let Some((of, chosen)) = of.and_then(|of| Some((of, fitting(of, scratch)?))) else {
+            return Ok(false);
+        };
+        match self.start(call, of, chosen, scratch) {
+            Ok(()) => Ok(true),
+            // It found out late that it cannot: from now on it is not asked.
+            Err(CudnnError(status)) if is_refusal(status) => {
+                self.known.insert(call.shapes, None);
+                Ok(false)
+            }
+            Err(e) => Err(call_failed("a convolution by cuDNN", &e)),
+        }
+    }
+}
+
+/// The fastest algorithm that the scratch is enough for.
+fn fitting(of: &Described, scratch: Scratch) -> Option<(Algorithm, u64)> {
+    of.algorithms.iter().copied().find(|a| a.1 <= scratch.bytes)
+}
+
+/// Numbers of the axes that there are: of a tensor without depth, not of that.
+fn spatial(all: &[i32; 5], n_spatial: usize) -> Vec<i32> {
+    [&all[..2], &all[5 - n_spatial..]].concat()
+}
+
+/// Whether products and sums are of the tensors' own precision.
+fn is_exact(math: sys::cudnnMathType_t) -> bool {
+    use sys::cudnnMathType_t as Math;
+    match math {
+        Math::CUDNN_DEFAULT_MATH | Math::CUDNN_FMA_MATH => true,
+        Math::CUDNN_TENSOR_OP_MATH | Math::CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION => false,
+    }
+}
+
+/// Whether a status says that nothing was begun, for the call is not one of those
+/// that it supports.
+fn is_refusal(status: Status) -> bool {
+    (2000..4000).contains(&(status as u32))
+}
