@@ -12,6 +12,7 @@ mod attrs;
 mod library;
 mod lower;
 mod reductions;
+mod sliding;
 
 pub use args::{Args, Placed, View};
 pub use library::{
