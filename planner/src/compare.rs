@@ -93,7 +93,7 @@ pub fn compare(
         Some(secs) => secs,
         None => planners[at].bound_secs(&made)?,
     };
-    let mut plan = planners[at].finish(&made, machine, bound_secs);
+    let mut plan = planners[at].finish(made, machine, bound_secs);
     plan.rewrites = variants[programs[at].0].report.to_string();
     // The same whatever is planned, so that plans can be compared by it.
     if let Some(first) = variants.first() {

@@ -4,7 +4,7 @@
 //! products of per-axis sums ([`AxisSums`]): a grid's FLOPs, traffic and window
 //! sizes follow without visiting a tile.
 
-use crate::machine::{Family, Kernel, Machine, SizeRates, Timer};
+use crate::machine::{Kernel, Machine, Timer};
 use crate::program::{NodeIx, Program};
 use crate::stage::{Body, Item, Role};
 use crate::sweep::{AxisGrid, Sweeper};
@@ -197,15 +197,19 @@ pub fn least_secs(program: &Program, machine: &Machine) -> f64 {
         if node.op.is_leaf() {
             return 0.0;
         }
-        let inputs = program.input_tys(n);
-        let kernel = Kernel {
-            op: &node.op,
-            inputs: &inputs,
-            out: &node.ty,
-        };
-        machine.timer(&kernel).least_secs(program.points(n))
+        timer(program, machine, n).least_secs(program.points(n))
     };
     program.indices().map(of).sum()
+}
+
+/// What tells the seconds of a node's kernel.
+fn timer(program: &Program, machine: &Machine, n: NodeIx) -> Timer {
+    let node = program.node(n);
+    machine.timer(&Kernel {
+        op: &node.op,
+        inputs: &program.input_tys(n),
+        out: &node.ty,
+    })
 }
 
 /// What does not depend on the grid: the rates of a body's items.
@@ -213,9 +217,8 @@ pub fn least_secs(program: &Program, machine: &Machine) -> f64 {
 pub struct BodyRates {
     items: Vec<ItemRates>,
     source_bytes_per_sec: f64,
-    launch_secs: f64,
     /// Of moves within the device.
-    copies: SizeRates,
+    copies: Timer,
 }
 
 #[derive(Clone, Debug)]
@@ -234,15 +237,9 @@ impl BodyRates {
     pub fn new(program: &Program, machine: &Machine, body: &Body) -> Self {
         let of = |item: &Item| {
             let node = program.node(item.node);
-            let inputs = program.input_tys(item.node);
-            let kernel = Kernel {
-                op: &node.op,
-                inputs: &inputs,
-                out: &node.ty,
-            };
             ItemRates {
-                timer: machine.timer(&kernel),
-                flops_per_point: kernel.flops(1),
+                timer: timer(program, machine, item.node),
+                flops_per_point: program.flops(item.node, 1),
                 point_bytes: (program.dtype.bytes() * node.ty.shape.channels()) as u64,
                 map_axes: node.ty.is_map().then(|| node.ty.n_axes()),
                 is_source: program.is_source(item.node),
@@ -251,18 +248,8 @@ impl BodyRates {
         BodyRates {
             items: body.items.iter().map(of).collect(),
             source_bytes_per_sec: machine.source_bytes_per_sec,
-            launch_secs: machine.launch_secs,
-            copies: machine.rates(Family::Copy).at(1.0),
+            copies: machine.copy_timer(),
         }
-    }
-
-    /// Seconds of moving `bytes` within the device in `calls` calls.
-    fn copy_secs(&self, bytes: u64, calls: u64) -> f64 {
-        if bytes == 0 || calls == 0 {
-            return 0.0;
-        }
-        let (touched, calls) = (2.0 * bytes as f64, calls as f64);
-        touched / self.copies.per_sec(touched / calls) + calls * self.launch_secs
     }
 }
 
@@ -284,7 +271,7 @@ impl BodyCost {
             if let Some(n_axes) = rate.map_axes {
                 let held: u64 = t.capacity[..n_axes].iter().map(|&c| c as u64).product();
                 cost.window_bytes[i] = held * rate.point_bytes;
-                cost.secs += rates.copy_secs(t.slid * rate.point_bytes, t.launches);
+                cost.secs += rates.copies.secs(2 * t.slid * rate.point_bytes, t.launches);
             }
             let (points, launches) = match item.role {
                 Role::Flat => (1, 1),

@@ -116,18 +116,20 @@ impl<'a> Planner<'a> {
 
     /// The plan, as it is on the real machine, with its distance to what nothing
     /// takes less than on the planner's.
-    pub fn finish(&self, made: &Made, machine: &Machine, bound_secs: f64) -> Plan {
-        let pool = self.pool(made.source);
-        let problem = self.problem(made.source, &pool, made.workspace_bytes);
-        let decision = decide(&problem, &made.found);
-        let strategy = problem.strategy;
-        let mut plan = schedule::schedule(self.program, machine, self.budget, strategy, &decision);
+    pub fn finish(&self, made: Made, machine: &Machine, bound_secs: f64) -> Plan {
+        let secs = made.found.score.secs;
+        let mut plan = if machine == self.machine {
+            made.plan
+        } else {
+            let pool = self.pool(made.source);
+            let problem = self.problem(made.source, &pool, made.workspace_bytes);
+            self.schedule_on(machine, &problem, &made.found)
+        };
         // Updates come after the last stage and cost every plan the same.
         let program = self.program;
         let updates = (program.updates.iter())
             .map(|u| machine.update_secs(program.node(u.param).ty.bytes(), program.state_slots));
         plan.predicted.secs += updates.sum::<f64>();
-        let secs = made.found.score.secs;
         plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
         plan
     }
@@ -379,9 +381,13 @@ impl<'a> Planner<'a> {
     }
 
     fn schedule(&self, problem: &Problem<'_>, found: &Found) -> Plan {
+        self.schedule_on(self.machine, problem, found)
+    }
+
+    fn schedule_on(&self, machine: &Machine, problem: &Problem<'_>, found: &Found) -> Plan {
         let decision = decide(problem, found);
-        let (machine, budget) = (self.machine, self.budget);
-        schedule::schedule(self.program, machine, budget, problem.strategy, &decision)
+        let (budget, strategy) = (self.budget, problem.strategy);
+        schedule::schedule(self.program, machine, budget, strategy, &decision)
     }
 
     fn infeasible(&self, strategy: Strategy, least: &Plan) -> PlanError {

@@ -52,11 +52,7 @@ pub struct Start {
 impl Start {
     /// Seconds of what was found; infinite if it does not fit.
     pub fn secs(&self) -> f64 {
-        if self.found.score.fits() {
-            self.found.score.secs
-        } else {
-            f64::INFINITY
-        }
+        self.found.score.fitting_secs()
     }
 }
 
@@ -66,6 +62,7 @@ impl Made {
         self.plan.predicted.secs
     }
 
+    /// Bytes of the arena.
     pub fn peak_bytes(&self) -> u64 {
         self.plan.predicted.peak_bytes
     }

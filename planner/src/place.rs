@@ -150,11 +150,7 @@ pub fn prove(
             }
         }
         let best = better.as_ref().unwrap_or(found);
-        if best.score.fits() {
-            best.score.secs.min(below)
-        } else {
-            below
-        }
+        best.score.fitting_secs().min(below)
     };
     let first = space.starters(found, cap_bytes);
     let bound_secs = master::bound(problem, cap_bytes, first, effort, below, look)?;

@@ -227,11 +227,24 @@ impl Machine {
     }
 
     fn streamed_secs(&self, family: Family, bytes: u64, calls: u64) -> f64 {
-        if bytes == 0 || calls == 0 {
-            return 0.0;
+        self.stream_timer(family).secs(bytes, calls)
+    }
+
+    /// What tells the seconds of a family that only streams: its positions are bytes.
+    fn stream_timer(&self, family: Family) -> Timer {
+        Timer {
+            rates: self.rates(family).at(1.0),
+            work_per_point: 1.0,
+            flat_bytes: None,
+            is_by_points: true,
+            launch_secs: self.launch_secs,
         }
-        let per_call = bytes as f64 / calls as f64;
-        bytes as f64 / self.rates(family).per_sec(1.0, per_call) + calls as f64 * self.launch_secs
+    }
+
+    /// What tells the seconds of moves within the device, of the bytes that they touch:
+    /// each is read and written.
+    pub fn copy_timer(&self) -> Timer {
+        self.stream_timer(Family::Copy)
     }
 }
 

@@ -5,7 +5,8 @@
 //! its uses `u`: it is on the device until then, and its copy on the host, or on
 //! disk, is needed until then; all fall in `u`. `r[c,t]` says that `c` finds `t` on
 //! the device; otherwise it keeps a window of `t`, and a read copies from the host,
-//! or if `q[c,t]` from disk; `r[c,t] + q[c,t] ≤ x[c]`. Candidates that cover one segment exclude each other, so rows are summed
+//! or if `q[c,t]` from disk; `r[c,t] + q[c,t] ≤ x[c]`. Candidates that cover one
+//! segment exclude each other, so rows are summed
 //! over them, which makes the relaxation tight:
 //!
 //! - residency: `Σ_c r[c,t] ≤ D[t,u]` and `Σ_c q[c,t] ≤ S[t,u]`; supply:
@@ -17,6 +18,10 @@
 //!
 //! Where only one home is allowed `r` is `x` or 0 and needs no column; without a
 //! disk there is no `S` and no `q`.
+//!
+//! Where copies run beside kernels ([`crate::overlap`]) the objective is the step's
+//! seconds, at least those of each channel: stages overlap in themselves only, so that
+//! is a bound, and what is found is scored stage by stage.
 //!
 //! **Columns come as needed.** Rows exist for all candidates from the start,
 //! columns only for those that matter: the relaxation is solved over a few, its

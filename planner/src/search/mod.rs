@@ -145,6 +145,15 @@ impl Score {
             .then(self.secs.total_cmp(&other.secs))
     }
 
+    /// Seconds; infinite where a cap does not hold.
+    pub fn fitting_secs(&self) -> f64 {
+        if self.fits() {
+            self.secs
+        } else {
+            f64::INFINITY
+        }
+    }
+
     /// Whether all caps hold.
     pub fn fits(&self) -> bool {
         self.beyond_over <= 0.0 && self.device_over <= 0.0

@@ -32,6 +32,7 @@ impl ChannelPrices {
 
 /// Seconds per byte of device memory and of each tier beyond it, per segment, and what
 /// seconds themselves are worth.
+#[derive(Clone)]
 pub struct Prices {
     pub(super) device: Vec<f64>,
     pub(super) beyond: [Vec<f64>; Tier::COUNT],

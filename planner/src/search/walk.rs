@@ -159,7 +159,7 @@ impl Space<'_> {
                 }
             }
             if let Some(mut near) = near {
-                let mut prices = prices.times(1.0);
+                let mut prices = prices.clone();
                 self.adjust(
                     &mut best,
                     &mut prices,
