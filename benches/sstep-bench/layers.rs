@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use memmap2::MmapMut;
 use serde::Deserialize;
 use serde_json::json;
 use sstep_autodiff::{ConvAlgo, ConvAttrs, ConvTransposeAttrs, DType, Form, Op, Region, Shape, Ty};
@@ -109,17 +110,10 @@ pub fn run(args: &Args) -> Outcome {
         {
             continue;
         }
-        let operands = Operands::new(layer, args.workspace_mib << 20)?;
+        let mut operands = Operands::new(layer, args.workspace_mib << 20)?;
         for what in What::ALL {
             eprintln!("{} {}", layer.name, what.name());
-            table.row(measure(
-                args,
-                layer,
-                what,
-                operands.clone(),
-                &mut torch,
-                peak,
-            )?);
+            table.row(measure(args, layer, what, &mut operands, &mut torch, peak)?);
         }
     }
     if !args.json {
@@ -134,7 +128,7 @@ fn measure(
     args: &Args,
     layer: &Layer,
     what: What,
-    mut operands: Operands,
+    operands: &mut Operands,
     torch: &mut Option<Torch>,
     peak: f64,
 ) -> Result<Vec<Cell>, Box<dyn std::error::Error>> {
@@ -191,14 +185,14 @@ fn extents(layer: &Layer) -> Result<Vec<usize>, std::num::ParseIntError> {
 
 /// A layer as the convolution that it is, or is the adjoint of: that one maps
 /// `x` to `y`.
-#[derive(Clone)]
 struct Operands {
     attrs: ConvAttrs,
     x: Ty,
     y: Ty,
     w: Ty,
-    values: [Vec<f32>; 3],
-    workspace: Vec<u8>,
+    /// Those of `x`, `y` and `w`.
+    values: [MmapMut; 3],
+    workspace: MmapMut,
     flops: f64,
 }
 
@@ -248,8 +242,8 @@ impl Operands {
             x,
             y,
             w,
-            values: [&x, &y, &w].map(numbers),
-            workspace: vec![0; workspace_bytes],
+            values: [numbers(&x)?, numbers(&y)?, numbers(&w)?],
+            workspace: memory(workspace_bytes)?,
             flops: 2.0 * w.shape.elems() as f64 * points as f64,
         })
     }
@@ -269,7 +263,7 @@ impl Operands {
 
     fn call(&mut self, layer: &Layer, what: What, algo: ConvAlgo) {
         let attrs = ConvAttrs { algo, ..self.attrs };
-        let [x, y, w] = &mut self.values;
+        let [x, y, w] = self.values.each_mut().map(|values| floats(values));
         let [x_layout, y_layout, w_layout] = [&self.x, &self.y, &self.w].map(Layout::whole);
         let whole = |ty| Box4::lift(&Region::whole(ty));
         let job = |op, region, inputs| Job {
@@ -306,7 +300,24 @@ impl Operands {
 }
 
 /// Reproducible numbers in (−1, 1).
-fn numbers(ty: &Ty) -> Vec<f32> {
-    let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0;
-    (0..ty.shape.elems()).map(value).collect()
+fn numbers(ty: &Ty) -> std::io::Result<MmapMut> {
+    let mut memory = memory(ty.shape.elems() * size_of::<f32>())?;
+    for (i, value) in floats(&mut memory).iter_mut().enumerate() {
+        *value = ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0;
+    }
+    Ok(memory)
+}
+
+/// Memory of the kind that a step's arena is made of.
+fn memory(bytes: usize) -> std::io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(bytes)?;
+    // A wish: where there are no huge pages, small ones do.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
+}
+
+/// Memory as numbers; pages are aligned for any.
+fn floats(memory: &mut MmapMut) -> &mut [f32] {
+    bytemuck::cast_slice_mut(memory)
 }

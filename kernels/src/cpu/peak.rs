@@ -5,10 +5,11 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 /// Floating-point operations per second of fused multiply-adds in registers, in
-/// single precision, on all threads of the current rayon pool: the best of a few
-/// short runs. A fused multiply-add counts as two.
+/// single precision, on all threads of the current rayon pool: the best of many
+/// short runs, in one of which no other program takes a processor. A fused
+/// multiply-add counts as two.
 pub fn peak_flops_per_sec() -> f64 {
-    const RUNS: usize = 8;
+    const RUNS: usize = 200;
     const STEPS: usize = 1 << 18;
     let threads = rayon::current_num_threads();
     let best = (0..RUNS)
