@@ -127,6 +127,7 @@ impl Layout {
     }
 
     /// Offset of the first element of a row and its length, checked.
+    #[inline]
     fn row(&self, n: usize, c: usize, d: usize, h: usize, w: &Range<usize>) -> (usize, usize) {
         let p = &self.present.0;
         let inside = n >= p[0].lo

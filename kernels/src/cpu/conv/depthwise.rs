@@ -104,7 +104,8 @@ impl Kernel for Outputs<'_> {
         let bias = self.job.inputs.get(2).map(|bias| bias.flat()[self.c]);
         let columns = self.w.len();
         for h in self.h.clone() {
-            self.ring.advance(self.n, self.c, self.d, h);
+            // SAFETY: as promised to this function.
+            unsafe { self.ring.advance::<V>(self.n, self.c, self.d, h) };
             let (x, at) = (&*self.ring.floats, &self.ring.at[..]);
             let last = at.iter().max().copied().unwrap_or(0);
             assert!(last + columns.next_multiple_of(V::LANES) <= x.len() && at.len() == n_taps);
@@ -215,10 +216,12 @@ impl Kernel for Sums<'_> {
             for (n, d) in region.n().flat_map(|n| region.s(0).map(move |d| (n, d))) {
                 ring.forget();
                 for h in region.s(1) {
-                    ring.advance(n, c, d, h);
                     let y = y.row(n, c, d, h, w.clone());
                     // SAFETY: as promised to this function.
-                    unsafe { row_sums::<V>(ring.floats, &ring.at, y, &mut sums) };
+                    unsafe {
+                        ring.advance::<V>(n, c, d, h);
+                        row_sums::<V>(ring.floats, &ring.at, y, &mut sums);
+                    }
                 }
             }
         }

@@ -6,6 +6,7 @@ use super::tile::{Pos, Sums, list_taps, tiles};
 use super::vector::{Kernel, Vector, Width};
 use super::{Geom, tasks};
 use crate::Job;
+use crate::cpu::stream;
 use crate::view::{In, Out};
 
 /// First source position of tap `t` for output `j`.
@@ -83,6 +84,9 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         w: job.inputs[1].flat(),
         bias: job.inputs.get(2).map(In::flat),
         out,
+        // Sums that are taken up again stay in the cache.
+        past: cut.channels == in_group
+            && stream::worthwhile::<f32>(region.points() * out.dims()[1]),
     };
     tasks::run(n_tasks, wanted.min(n_tasks), scratch, |index, scratch| {
         let (index, first) = (index / parts, index % parts * part);
@@ -103,6 +107,9 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         // SAFETY: the caller checked the machine, and that the output holds the
         // region; tasks write disjoint parts of it.
         unsafe { width.run(block) };
+        if layer.past {
+            stream::fence();
+        }
     });
     true
 }
@@ -113,6 +120,8 @@ struct Layer<'a> {
     w: &'a [f32],
     bias: Option<&'a [f32]>,
     out: &'a Out<'a, f32>,
+    /// Whether the output goes past the cache.
+    past: bool,
 }
 
 /// What one task computes.
@@ -134,7 +143,14 @@ impl Kernel for Block<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let block = self;
-        let Layer { g, x, w, bias, out } = block.layer;
+        let Layer {
+            g,
+            x,
+            w,
+            bias,
+            out,
+            past,
+        } = block.layer;
         let axes = [0, 1, 2].map(|s| axis(g, s, block.lo[s], block.size[s]));
         let extents = Extents::new([axes[0].len(), axes[1].len(), axes[2].len()]);
         let taps = tap_offsets(g, block.lo, &axes, &extents);
@@ -147,7 +163,8 @@ impl Kernel for Block<'_> {
             let n_channels = channels.min(in_group - c);
             let at = block.group * in_group + c;
             let panel = &mut block.scratch[..extents.floats(n_channels)];
-            panel::fill(panel, &extents, &axes, x, block.n, at..at + n_channels);
+            // SAFETY: as promised to this function.
+            unsafe { panel::fill::<V>(panel, &extents, &axes, x, block.n, at..at + n_channels) };
             let mut taps = taps.clone();
             let listed = list_taps(n_channels, extents.channel, [&mut taps, &mut vec![]]);
             for k in block.outputs.clone().step_by(V::OUTS) {
@@ -167,6 +184,7 @@ impl Kernel for Block<'_> {
                     out_step: 1,
                     between: None,
                     first: c == 0,
+                    past: *past,
                     bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
                 };
                 // SAFETY: as promised to this function.

@@ -16,6 +16,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 
 use super::plain::{inside, valid};
+use super::vector::Vector;
 use crate::view::In;
 
 /// Floats in the widest vector register.
@@ -88,8 +89,11 @@ impl Axis {
 
     /// Copies row `(d, h)` of channel `c` of sample `n`, zeros in the padding and in
     /// what is left of `row`. Asks for the same row of channel `ahead`.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
     #[inline(always)]
-    pub(super) fn fill(
+    pub(super) unsafe fn fill<V: Vector>(
         &self,
         row: &mut [f32],
         x: &In<f32>,
@@ -114,7 +118,8 @@ impl Axis {
                 if let Some(ahead) = ahead {
                     prefetch(x.row(n, ahead, d, h, lo..hi));
                 }
-                gather(&mut to[ok], x.row(n, c, d, h, lo..hi), self.step);
+                // SAFETY: as promised to this function.
+                unsafe { gather::<V>(&mut to[ok], x.row(n, c, d, h, lo..hi), self.step) };
             }
         }
         row[self.len..].fill(0.0);
@@ -166,8 +171,11 @@ impl Extents {
 }
 
 /// Copies `channels` of sample `n` into `panel`, zeros in the padding.
+///
+/// # Safety
+/// The machine has the instructions.
 #[inline(always)]
-pub(super) fn fill(
+pub(super) unsafe fn fill<V: Vector>(
     panel: &mut [f32],
     extents: &Extents,
     axes: &[Axis; 3],
@@ -191,7 +199,8 @@ pub(super) fn fill(
             for h in positions(&axes[1]) {
                 let row = rows.next().expect("a channel holds its rows");
                 let ahead = (c + ahead < end).then_some(c + ahead);
-                axes[2].fill(row, x, n, c, [d, h], ahead);
+                // SAFETY: as promised to this function.
+                unsafe { axes[2].fill::<V>(row, x, n, c, [d, h], ahead) };
             }
         }
     }
@@ -215,18 +224,73 @@ fn positions(axis: &Axis) -> impl Iterator<Item = isize> + '_ {
         .flat_map(|run| (0..run.len).map(|i| run.first + (i * axis.step) as isize))
 }
 
-/// `to[i] = from[i·step]`; the usual steps as constants, so that they vectorise.
+/// `to[i] = from[i·step]`; `from` ends with the last of these. The usual steps as
+/// constants, so that they vectorise.
+///
+/// # Safety
+/// The machine has the instructions.
 #[inline(always)]
-fn gather(to: &mut [f32], from: &[f32], step: usize) {
+unsafe fn gather<V: Vector>(to: &mut [f32], from: &[f32], step: usize) {
     match step {
-        1 => to.copy_from_slice(from),
-        2 => gather_by::<2>(to, from),
+        // SAFETY: as promised to this function.
+        1 => unsafe { copy::<V>(to, from) },
+        // SAFETY: as promised to this function.
+        2 => unsafe { every_second::<V>(to, from) },
         3 => gather_by::<3>(to, from),
         4 => gather_by::<4>(to, from),
         _ => {
             for (to, &from) in to.iter_mut().zip(from.iter().step_by(step)) {
                 *to = from;
             }
+        }
+    }
+}
+
+/// `to[i] = from[i]`, in place: rows are short against a call.
+///
+/// # Safety
+/// The machine has the instructions.
+#[inline(always)]
+pub(super) unsafe fn copy<V: Vector>(to: &mut [f32], from: &[f32]) {
+    assert_eq!(to.len(), from.len(), "a copy has one length");
+    let whole = to.len() / V::LANES * V::LANES;
+    let (to_end, from_end) = (&mut to[whole..], &from[whole..]);
+    let lanes = to_end.len();
+    if lanes > 0 {
+        // SAFETY: as promised to this function; the lanes exist.
+        unsafe { V::load_some(from_end.as_ptr(), lanes).store_some(to_end.as_mut_ptr(), lanes) };
+    }
+    let (to, from) = (to.as_mut_ptr(), from.as_ptr());
+    for at in (0..whole).step_by(V::LANES) {
+        // SAFETY: as promised to this function; `at` is below `whole`.
+        unsafe { V::load(from.add(at)).store(to.add(at)) };
+    }
+}
+
+/// `to[i] = from[2·i]`.
+///
+/// # Safety
+/// The machine has the instructions.
+#[inline(always)]
+unsafe fn every_second<V: Vector>(to: &mut [f32], from: &[f32]) {
+    assert!(
+        to.is_empty() || from.len() == 2 * to.len() - 1,
+        "every second float is asked for"
+    );
+    // The last vector of a row has no float behind it, even if it is full.
+    let whole = to.len().saturating_sub(1) / V::LANES * V::LANES;
+    let (to_end, from_end) = (&mut to[whole..], &from[(2 * whole).min(from.len())..]);
+    let lanes = from_end.len().min(V::LANES);
+    // SAFETY: as promised to this function; the lanes exist, and `at` is below `whole`.
+    unsafe {
+        let rest = V::load_some(from_end[lanes..].as_ptr(), from_end.len() - lanes);
+        let (even, _) = V::split(V::load_some(from_end.as_ptr(), lanes), rest);
+        even.store_some(to_end.as_mut_ptr(), to_end.len());
+        let (to, from) = (to.as_mut_ptr(), from.as_ptr());
+        for at in (0..whole).step_by(V::LANES) {
+            let first = V::load(from.add(2 * at));
+            let (even, _) = V::split(first, V::load(from.add(2 * at + V::LANES)));
+            even.store(to.add(at));
         }
     }
 }

@@ -11,6 +11,7 @@ use super::direct::base;
 use super::tasks::{self, DisjointMut};
 use super::{Geom, panel};
 use crate::Job;
+use crate::cpu::stream;
 use crate::view::{In, Out};
 
 /// Output channels of a register tile.
@@ -42,6 +43,8 @@ struct Layer<'a> {
     outs: usize,
     /// Elements of the weight between output channels and between input channels.
     w_steps: [usize; 2],
+    /// Whether the output goes past the cache.
+    past: bool,
 }
 
 /// Computes the job if it is a 1 × 1 convolution that this is good for.
@@ -74,6 +77,7 @@ fn compute(job: &Job<f32>, out: &Out<f32>, w_steps: [usize; 2], scratch: &mut [f
         ins: job.inputs[0].dims()[1],
         outs: out.dims()[1],
         w_steps,
+        past: stream::worthwhile::<f32>(job.region.points() * out.dims()[1]),
     };
     let Layer { ins, outs, .. } = layer;
     let (region, groups) = (&job.region, outs.div_ceil(OUTS));
@@ -110,6 +114,9 @@ fn compute(job: &Job<f32>, out: &Out<f32>, w_steps: [usize; 2], scratch: &mut [f
         // SAFETY: the machine has AVX-512F; the caller checked that the output
         // holds the region, and tasks write disjoint parts of it.
         unsafe { layer.multiply(&block, weights, panel) };
+        if layer.past {
+            stream::fence();
+        }
     });
     true
 }
@@ -186,6 +193,7 @@ impl Layer<'_> {
                     n_outs,
                     columns,
                     bias: bias.is_some().then_some(&biases),
+                    past: self.past,
                 };
                 // SAFETY: as promised to this function.
                 unsafe {
@@ -208,6 +216,7 @@ struct Target<'a> {
     n_outs: usize,
     columns: usize,
     bias: Option<&'a [f32; OUTS]>,
+    past: bool,
 }
 
 /// `V` vectors of a tile. An output starts from zero, takes the channels in
@@ -221,7 +230,7 @@ unsafe fn tile<const V: usize>(ins: usize, w: &[f32], x: &[f32], to: &Target) {
         w.len() >= ins * OUTS && x.len() >= ins * TILE,
         "packed operands"
     );
-    for k in 0..to.n_outs {
+    for k in (0..to.n_outs).filter(|_| !to.past) {
         for v in 0..V {
             let line = to.base.wrapping_add(k * to.step + v * LANES);
             _mm_prefetch::<_MM_HINT_ET0>(line.cast_const().cast());
@@ -254,9 +263,14 @@ unsafe fn tile<const V: usize>(ins: usize, w: &[f32], x: &[f32], to: &Target) {
                 Some(bias) => _mm512_add_ps(sum, _mm512_set1_ps(bias[k])),
                 None => sum,
             };
+            let at = to.base.wrapping_add(k * to.step + v * LANES);
             // SAFETY: the lanes of the mask are among the target's columns.
             unsafe {
-                _mm512_mask_storeu_ps(to.base.add(k * to.step + v * LANES), mask, sum);
+                if to.past && lanes == LANES && at.cast::<__m512>().is_aligned() {
+                    _mm512_stream_ps(at, sum);
+                } else {
+                    _mm512_mask_storeu_ps(at, mask, sum);
+                }
             }
         }
     }

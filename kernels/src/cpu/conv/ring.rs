@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::direct::source;
 use super::panel::Axis;
+use super::vector::Vector;
 use super::{Geom, panel, tasks};
 use crate::view::In;
 
@@ -100,7 +101,11 @@ impl<'a> Ring<'a> {
 
     /// Copies what output row `(d, h)` of channel `c` reads and is not held, and
     /// finds its taps. [`Ring::forget`] comes before another channel or depth.
-    pub(super) fn advance(&mut self, n: usize, c: usize, d: usize, h: usize) {
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    #[inline(always)]
+    pub(super) unsafe fn advance<V: Vector>(&mut self, n: usize, c: usize, d: usize, h: usize) {
         let rows = self.taps.rows();
         self.at.clear();
         for td in 0..self.taps.offsets[0].len() {
@@ -112,7 +117,9 @@ impl<'a> Ring<'a> {
                 if self.held[place] != Some(from_h) {
                     self.held[place] = Some(from_h);
                     let row = &mut self.floats[first..first + self.row];
-                    self.columns.fill(row, self.x, n, c, [from_d, from_h], None);
+                    let from = [from_d, from_h];
+                    // SAFETY: as promised to this function.
+                    unsafe { self.columns.fill::<V>(row, self.x, n, c, from, None) };
                 }
                 self.at.extend(self.at_column.iter().map(|at| first + at));
             }

@@ -45,14 +45,25 @@ pub(super) unsafe fn load<V: Vector>(from: *const f32, step: usize, lanes: usize
 
 /// # Safety
 /// The machine has the instructions; `to` is valid for writes of `lanes`
-/// floats, `step` apart.
+/// floats, `step` apart. What was stored `past` the cache is fenced before
+/// others rely on it.
 #[inline(always)]
-pub(super) unsafe fn store<V: Vector>(to: *mut f32, step: usize, lanes: usize, value: V) {
+pub(super) unsafe fn store<V: Vector>(
+    to: *mut f32,
+    step: usize,
+    lanes: usize,
+    value: V,
+    past: bool,
+) {
     // SAFETY: as promised; other lanes are not touched.
     unsafe {
         if step == 1 {
             if lanes == V::LANES {
-                value.store(to);
+                if past && to.cast::<V>().is_aligned() {
+                    value.store_past(to);
+                } else {
+                    value.store(to);
+                }
             } else {
                 value.store_some(to, lanes);
             }
@@ -83,14 +94,14 @@ pub(super) unsafe fn load_two<V: Vector>(from: *const f32, lanes: usize) -> (V, 
 /// Stores even and odd floats alternately, of which `lanes` exist.
 ///
 /// # Safety
-/// The machine has the instructions; `to` is valid for writes of `lanes` floats.
+/// As [`store`], with a step of one.
 #[inline(always)]
-pub(super) unsafe fn store_two<V: Vector>(to: *mut f32, lanes: usize, even: V, odd: V) {
+pub(super) unsafe fn store_two<V: Vector>(to: *mut f32, lanes: usize, even: V, odd: V, past: bool) {
     let rest = lanes.saturating_sub(V::LANES);
     // SAFETY: as promised; other lanes are not touched.
     unsafe {
         let (first, second) = V::weave(even, odd);
-        store(to, 1, lanes.min(V::LANES), first);
-        store(to.wrapping_add(V::LANES), 1, rest, second);
+        store(to, 1, lanes.min(V::LANES), first, past);
+        store(to.wrapping_add(V::LANES), 1, rest, second, past);
     }
 }

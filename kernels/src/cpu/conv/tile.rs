@@ -74,6 +74,9 @@ pub(super) struct Sums<'a> {
     pub(super) between: Option<(&'a [usize], &'a [f32])>,
     /// Whether the sums begin here rather than with what `out` holds.
     pub(super) first: bool,
+    /// Whether outputs are stored past the cache; what is stored is fenced before
+    /// others rely on it.
+    pub(super) past: bool,
     /// Added in the end, one per output channel of the tile.
     pub(super) bias: Option<&'a [f32]>,
 }
@@ -202,9 +205,11 @@ impl<const K: usize, const N: usize, const TWO: bool> Kernel for Tile<'_, K, N, 
         let Tile { sums, positions } = self;
         debug_assert_eq!(positions.len(), N);
         let at = |k: usize, pos: &Pos| sums.out.wrapping_add(k * sums.out_channel + pos.out);
-        for k in 0..K {
-            for pos in positions {
-                prefetch_to_write::<V>(at(k, pos), if TWO { 2 } else { sums.out_step });
+        if !sums.past {
+            for k in 0..K {
+                for pos in positions {
+                    prefetch_to_write::<V>(at(k, pos), if TWO { 2 } else { sums.out_step });
+                }
             }
         }
         // The first phase waits in memory for the second: each fills the registers.
@@ -238,9 +243,10 @@ impl<const K: usize, const N: usize, const TWO: bool> Kernel for Tile<'_, K, N, 
                 for (i, pos) in positions.iter().enumerate() {
                     let first = sum(held.at(k, i));
                     if TWO {
-                        store_two(at(k, pos), pos.lanes, first, sum(between.at(k, i)));
+                        let second = sum(between.at(k, i));
+                        store_two(at(k, pos), pos.lanes, first, second, sums.past);
                     } else {
-                        store(at(k, pos), sums.out_step, pos.lanes, first);
+                        store(at(k, pos), sums.out_step, pos.lanes, first, sums.past);
                     }
                 }
             }

@@ -15,6 +15,7 @@ use super::tile::{Pos, Sums, list_taps, tiles};
 use super::vector::{Kernel, Vector, Width};
 use super::{Geom, tasks};
 use crate::Job;
+use crate::cpu::stream;
 use crate::view::{In, Out};
 
 /// Computes the job if there is scratch for it; tells whether it did.
@@ -87,6 +88,9 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
             weights,
             bias,
             out,
+            // Sums that are taken up again stay in the cache.
+            past: cut.channels == in_group
+                && stream::worthwhile::<f32>(region.points() * out.dims()[1]),
             outputs,
             channels: cut.channels,
         };
@@ -105,6 +109,9 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
             // SAFETY: the caller checked the machine, and that the output holds
             // the region; tasks write disjoint parts of it.
             unsafe { width.run(block) };
+            if layer.past {
+                stream::fence();
+            }
         });
     }
     true
@@ -117,6 +124,8 @@ struct Layer<'a> {
     weights: &'a [f32],
     bias: Option<&'a [f32]>,
     out: &'a Out<'a, f32>,
+    /// Whether the output goes past the cache.
+    past: bool,
     /// Output channels, within each group.
     outputs: std::ops::Range<usize>,
     /// Channels summed at a time.
@@ -160,7 +169,8 @@ impl Kernel for Block<'_> {
             let n_channels = layer.channels.min(in_group - k);
             let from = group * in_group + k;
             let panel = &mut scratch[..extents.floats(n_channels)];
-            panel::fill(panel, &extents, &axes, x, n, from..from + n_channels);
+            // SAFETY: as promised to this function.
+            unsafe { panel::fill::<V>(panel, &extents, &axes, x, n, from..from + n_channels) };
             let mut listed = Vec::with_capacity(subs.len());
             for sub in &subs {
                 let mut taps = sub.taps.clone();
@@ -196,6 +206,7 @@ impl Kernel for Block<'_> {
                         between: second
                             .map(|(t, before)| (&between[..], weights(*before, t.len()))),
                         first: k == 0,
+                        past: layer.past,
                         bias: bias.filter(|_| last).map(|b| &b[channel..channel + n_out]),
                     };
                     // SAFETY: as promised to this function.

@@ -268,18 +268,16 @@ unsafe fn compute<V: Vector>(
                 .collect();
             let x_from = part.group * part.in_group + part.c.start;
             let (x_panel, rest) = scratch.split_at_mut(extents.floats(part.c.len()));
-            panel::fill(
-                x_panel,
-                &extents,
-                &axes,
-                x,
-                n,
-                x_from..x_from + part.c.len(),
-            );
+            let x_channels = x_from..x_from + part.c.len();
             let y_from = part.group * part.out_group + part.k.start;
+            let y_channels = y_from..y_from + part.k.len();
             let row = size[2].next_multiple_of(V::LANES);
             let y_panel = &mut rest[..part.k.len() * size[0] * size[1] * row];
-            fill_rows(y_panel, row, y, n, y_from..y_from + part.k.len(), lo, size);
+            // SAFETY: as promised to this function.
+            unsafe {
+                panel::fill::<V>(x_panel, &extents, &axes, x, n, x_channels);
+                fill_rows::<V>(y_panel, row, y, n, y_channels, lo, size);
+            }
             let streams = Streams {
                 x: x_panel,
                 columns: &columns,
@@ -299,8 +297,11 @@ unsafe fn compute<V: Vector>(
 }
 
 /// Copies rows of `ȳ`, each filled up with zeros to `row` floats.
+///
+/// # Safety
+/// The machine has the instructions.
 #[inline(always)]
-fn fill_rows(
+unsafe fn fill_rows<V: Vector>(
     to: &mut [f32],
     row: usize,
     y: &In<f32>,
@@ -319,7 +320,9 @@ fn fill_rows(
                 if k + ahead < channels.end {
                     panel::prefetch(y.row(n, k + ahead, d, h, lo[2]..lo[2] + size[2]));
                 }
-                row[..size[2]].copy_from_slice(y.row(n, k, d, h, lo[2]..lo[2] + size[2]));
+                let from = y.row(n, k, d, h, lo[2]..lo[2] + size[2]);
+                // SAFETY: as promised to this function.
+                unsafe { panel::copy::<V>(&mut row[..size[2]], from) };
                 row[size[2]..].fill(0.0);
             }
         }

@@ -17,7 +17,7 @@ pub(super) use held::Held;
 pub(super) enum Width {
     /// Eight lanes, AVX2 and FMA.
     Eight,
-    /// Sixteen lanes, AVX-512F.
+    /// Sixteen lanes, AVX-512F and AVX-512VL.
     Sixteen,
 }
 
@@ -29,7 +29,7 @@ impl Width {
         if NARROW.get() {
             return Width::Eight;
         }
-        if columns > 8 && is_x86_feature_detected!("avx512f") {
+        if columns > 8 && has_sixteen() {
             Width::Sixteen
         } else {
             Width::Eight
@@ -65,6 +65,11 @@ impl Width {
             }
         }
     }
+}
+
+/// Whether the machine has the instructions for sixteen lanes.
+fn has_sixteen() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl")
 }
 
 /// A body that is compiled for each kind of vector.
@@ -105,6 +110,9 @@ pub(super) trait Vector: Copy {
     unsafe fn load_some(from: *const f32, lanes: usize) -> Self;
     /// Stores all lanes.
     unsafe fn store(self, to: *mut f32);
+    /// Stores all lanes past the cache, at an address aligned for the vector; see
+    /// [`crate::cpu::stream::fence`].
+    unsafe fn store_past(self, to: *mut f32);
     /// Stores the lanes that exist.
     unsafe fn store_some(self, to: *mut f32, lanes: usize);
     /// Lane by lane.
@@ -210,7 +218,7 @@ mod tests {
 
     #[test]
     fn lanes_go_where_they_should() {
-        if is_x86_feature_detected!("avx512f") {
+        if has_sixteen() {
             // SAFETY: the machine has the instructions.
             unsafe { Width::Sixteen.run(Shuffle) };
         }

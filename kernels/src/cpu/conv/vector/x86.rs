@@ -11,7 +11,7 @@ use super::{Kernel, Vector};
 macro_rules! instructions {
     (
         $features:literal, $zero:ident, $splat:ident, $load:ident, $store:ident,
-        $add:ident, $fma:ident
+        $store_past:ident, $add:ident, $fma:ident
     ) => {
         #[target_feature(enable = $features)]
         unsafe fn call<K: Kernel>(kernel: K) {
@@ -41,6 +41,12 @@ macro_rules! instructions {
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: as promised to this function.
             unsafe { $store(to, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_past(self, to: *mut f32) {
+            // SAFETY: as promised to this function.
+            unsafe { $store_past(to, self) }
         }
 
         #[inline(always)]
@@ -114,11 +120,12 @@ impl Vector for __m512 {
     const VECTORS: [usize; 9] = [0, 7, 7, 0, 6, 0, 0, 0, 3];
 
     instructions!(
-        "avx512f,avx2,fma",
+        "avx512f,avx512vl,avx2,fma",
         _mm512_setzero_ps,
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
+        _mm512_stream_ps,
         _mm512_add_ps,
         _mm512_fmadd_ps
     );
@@ -156,10 +163,15 @@ impl Vector for __m512 {
                 _mm512_shuffle_f32x4::<0xdd>(first, second),
             );
             // Now quarters 0 and 1 are of the first four, 2 and 3 of the others.
-            let sums = _mm512_add_ps(sums, _mm512_shuffle_f32x4::<0xb1>(sums, sums));
-            let sums = _mm512_shuffle_f32x4::<0x08>(sums, sums);
+            let low = _mm512_castps512_ps256(sums);
+            let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sums));
+            let high = _mm256_castpd_ps(high);
+            let sums = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(low, high),
+                _mm256_permute2f128_ps::<0x31>(low, high),
+            );
             let mut all = [0.0; 8];
-            _mm256_storeu_ps(all.as_mut_ptr(), _mm512_castps512_ps256(sums));
+            _mm256_storeu_ps(all.as_mut_ptr(), sums);
             all
         }
     }
@@ -202,6 +214,7 @@ impl Vector for __m256 {
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
+        _mm256_stream_ps,
         _mm256_add_ps,
         _mm256_fmadd_ps
     );
