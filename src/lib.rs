@@ -47,7 +47,9 @@ mod session;
 pub mod slide;
 mod train;
 
-pub use calibrate::{CalibrateOptions, calibrate};
+pub use calibrate::{
+    CalibrateOptions, calibrate, calibrate_backend, calibrate_device, calibration_bytes,
+};
 pub use error::Error;
 pub use profile::{Profile, ProfileOrigin, profile_path};
 pub use report::{Pair, REPORT_HEADING, Report, peak_rss_bytes};
@@ -59,8 +61,8 @@ pub use sstep_autodiff::{
 };
 pub use sstep_executor::source;
 pub use sstep_executor::{
-    Device, DeviceError, DeviceInfo, ExecError, Executor, Feed, Feeds, Measured, Progress, Spent,
-    StepHow, Tensor, Timings, check_spill_dir, devices, freest, reference,
+    Device, DeviceError, DeviceInfo, DeviceOptions, ExecError, Executor, Feed, Feeds, Measured,
+    Progress, Spent, StepHow, Tensor, Timings, check_spill_dir, devices, freest, reference,
 };
 pub use sstep_planner::{
     Aim, Budget, ByteSize, CapPoint, Comparison, Family, Machine, Objective, Plan, PlanError,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sstep_autodiff::{DType, Op, Shape, Tape, backward};
 use sstep_executor::source::TileSource;
-use sstep_executor::{Device, Executor, Feed, Feeds, Progress, StepHow, StepReport};
+use sstep_executor::{Device, DeviceOptions, Executor, Feed, Feeds, Progress, StepHow, StepReport};
 use sstep_planner::{Aim, Budget, Machine, Objective, Plan, Program, StepSpec, Strategy, plan};
 
 use crate::error::Error;
@@ -28,6 +28,8 @@ pub struct SessionOptions {
     pub disk_dir: PathBuf,
     /// What carries the plans out.
     pub device: Device,
+    /// How it is used.
+    pub device_options: DeviceOptions,
     /// How to plan.
     pub strategy: Strategy,
     /// What to be best at.
@@ -49,6 +51,7 @@ impl SessionOptions {
             budget,
             disk_dir: std::env::temp_dir(),
             device: Device::Cpu,
+            device_options: DeviceOptions::default(),
             strategy: Strategy::Optimal,
             objective: Objective::Seconds,
             machine: Machine::default(),
@@ -351,8 +354,12 @@ impl<T: Element> Session<T> {
         self.live = None;
         let prepared = &self.prepared[key];
         let program = &prepared.plan.program;
-        let mut executor = Executor::on((*prepared.plan).clone(), &self.options.device)?
-            .spilling_to(&self.options.disk_dir)?;
+        let mut executor = Executor::on(
+            (*prepared.plan).clone(),
+            &self.options.device,
+            &self.options.device_options,
+        )?
+        .spilling_to(&self.options.disk_dir)?;
         for (name, shape) in params_of(program) {
             let given = match self.params.get(&name) {
                 Some(given) if given.shape == shape => given.data.clone(),

@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::{AMPLE, HOW, Net, Tensors, differences, leaves, oracle, ready_on};
-use cuda::{OUT_OF_BOUNDS, alone, counted, driver, execute, image, on_cuda, plan_of};
+use cuda::{OUT_OF_BOUNDS, alone, counted, driver, execute, image, on_cuda, plan_beyond, plan_of};
+use sstep::{CalibrateOptions, Family, Machine, calibrate_backend, calibration_bytes};
 use sstep_executor::cuda::{Cuda, Image, devices};
 use sstep_planner::{Budget, Plan, Strategy};
 
@@ -168,6 +169,96 @@ fn copies_run_beside_kernels() {
             ahead > least && ahead > in_turn + 0.2,
             "{copies:?}: {ahead} ahead, {in_turn} in turn"
         );
+    }
+}
+
+/// What goes to the disk passes page-locked pieces and is waited for no more often than
+/// what goes to the host; a disk that is slow or wrong would show in the second step.
+#[test]
+fn spilled_pieces_are_not_waited_for() {
+    if !is_alone() {
+        expect("spilled_pieces_are_not_waited_for", "none", true);
+        return;
+    }
+    let net = Net::parse(
+        "f64",
+        "x = input [1, 2, 96, 8]\nw1 = param [4, 2, 3, 3]\ny1 = conv(x, w1) pad=1\n\
+         r1 = relu(y1)\nw2 = param [4, 4, 3, 3]\ny2 = conv(r1, w2) pad=1",
+    );
+    let values = leaves::<f64>(&net.tape, 5);
+    let want = oracle(&net, &values);
+    let plan = |beyond| {
+        let plan = plan_beyond(&net, Strategy::OffloadAll, 0.0, beyond);
+        plan.expect("a plan that moves maps")
+    };
+    let [to_host, to_disk] = [[AMPLE, 0], [0, AMPLE]].map(|beyond| {
+        let plan = plan(beyond);
+        let (mut executor, feeds) = ready_on(on_cuda::<f64>(plan, false), &values);
+        let mut waits = 0;
+        for _ in 0..2 {
+            let before = counted(driver(), "standin_stream_waits");
+            let report = executor.step(&feeds, &HOW, &mut |_| {}).expect("a step");
+            let apart = differences(&report.outputs, &want);
+            assert!(apart.values().all(|&e| e <= 1e-12), "{apart:?}");
+            waits = counted(driver(), "standin_stream_waits") - before;
+        }
+        (executor.plan().predicted, waits)
+    });
+    assert!(to_disk.0.disk_write_bytes > 0 && to_disk.0.disk_read_bytes > 0);
+    assert_eq!(to_disk.1, to_host.1);
+}
+
+/// A device is measured by the calls of a step: what comes of it are the rates of the
+/// stand-in's clock, and whether its copies run beside kernels.
+#[test]
+fn a_device_is_measured_as_it_is() {
+    if !is_alone() {
+        expect("a_device_is_measured_as_it_is", "none", true);
+        return;
+    }
+    let options = CalibrateOptions {
+        rounds: 1,
+        secs_per_entry: 0.0,
+        sets_bytes: 1 << 16,
+        most_flops: 1e6,
+        most_bytes: 1 << 20,
+        workspace_bytes: 1 << 16,
+        link_bytes: 1 << 17,
+        disk_bytes: 1 << 20,
+        ..CalibrateOptions::quick().for_cuda()
+    };
+    driver();
+    let bytes = calibration_bytes(&options);
+    let mut cuda = Cuda::<f32>::from_image(0, bytes, image::<f32>()).unwrap();
+    // SAFETY: functions of the stand-in with these arguments.
+    let mut measured = |in_turn: bool| unsafe {
+        let start = driver().get::<extern "C" fn(f64, f64, f64)>(b"standin_start_clock");
+        start.unwrap()(1e-6, 1e-9, 2e-9);
+        let turn = driver().get::<extern "C" fn(bool)>(b"standin_in_turn");
+        turn.unwrap()(in_turn);
+        let end = driver().get::<extern "C" fn() -> f64>(b"standin_end_secs");
+        let end = end.unwrap();
+        let clock = || end();
+        let name = "stand-in".to_owned();
+        calibrate_backend(&mut cuda, &clock, name, &options, &mut |_, _| {}).unwrap()
+    };
+    let near = |found: f64, expected: f64| {
+        assert!(
+            (found / expected - 1.0).abs() < 6e-3,
+            "{found} for {expected}"
+        );
+    };
+    for in_turn in [false, true] {
+        let machine = measured(in_turn);
+        assert_eq!(machine.copies_overlap, !in_turn);
+        near(machine.h2d_bytes_per_sec, 1e9);
+        near(machine.d2h_bytes_per_sec, 0.5e9);
+        near(machine.launch_secs, 1e-6);
+        // 64 positions of 64 channels: sixteen blocks, of which a launch hides one.
+        let copies = &machine.rates(Family::Copy).per_sec[0];
+        near(copies[0], (64.0 * 64.0 * 8.0) / 15e-6);
+        let again = Machine::from_json(&machine.to_json()).unwrap();
+        assert_eq!(again, machine);
     }
 }
 

@@ -14,8 +14,8 @@ mod common;
 mod cuda;
 
 use common::nets::{NetSpec, build, net_specs};
-use common::{Tensors, cast, config, differences, leaves, oracle, ready_on, roundings};
-use cuda::{FAULTS, OUT_OF_BOUNDS, alone, execute, on_cuda, plan_of};
+use common::{AMPLE, Tensors, cast, config, differences, leaves, oracle, ready_on, roundings};
+use cuda::{FAULTS, OUT_OF_BOUNDS, alone, execute, on_cuda, plan_beyond, plan_of};
 use proptest::prelude::*;
 use sstep_autodiff::DType;
 use sstep_executor::{Backend, Cpu, Executor, StepHow};
@@ -58,7 +58,8 @@ fn a_fault_in_a_kernel_is_found() {
 struct Setting {
     strategy: Planning,
     squeeze: f64,
-    host: bool,
+    /// Bytes of host memory and of disk.
+    beyond: [u64; 2],
     /// Tiles are fetched ahead.
     overlap: bool,
     libraries: bool,
@@ -67,23 +68,27 @@ struct Setting {
 fn settings() -> impl Strategy<Value = Setting> {
     let strategy = prop::sample::select(Planning::ALL.to_vec());
     let squeeze = prop_oneof![1 => Just(0.0), 2 => 0.0..1.0f64];
-    (strategy, squeeze, any::<[bool; 3]>()).prop_map(|(strategy, squeeze, which)| {
-        let [host, overlap, libraries] = which;
-        Setting {
-            strategy,
-            squeeze,
-            host,
-            overlap,
-            libraries,
-        }
-    })
+    // Little host memory has some tensors there and others on disk.
+    let beyond = prop::sample::select(vec![[0, 0], [AMPLE, 0], [0, AMPLE], [4096, AMPLE]]);
+    (strategy, squeeze, beyond, any::<[bool; 2]>()).prop_map(
+        |(strategy, squeeze, beyond, which)| {
+            let [overlap, libraries] = which;
+            Setting {
+                strategy,
+                squeeze,
+                beyond,
+                overlap,
+                libraries,
+            }
+        },
+    )
 }
 
 fn check<T: Real>(spec: &NetSpec, setting: &Setting, accuracy: f64) {
     let mut net = build(spec, T::DTYPE, spec.seed.is_multiple_of(4));
     net.machine.copies_overlap = setting.overlap;
     let values = leaves::<T>(&net.tape, spec.seed);
-    let Some(plan) = plan_of(&net, setting.strategy, setting.squeeze, setting.host) else {
+    let Some(plan) = plan_beyond(&net, setting.strategy, setting.squeeze, setting.beyond) else {
         return;
     };
     let (got, want) = (

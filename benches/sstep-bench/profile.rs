@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use sstep::config::Size;
@@ -45,7 +44,7 @@ pub struct Args {
     width: Option<usize>,
     /// Machine profile; by default as for `sstep plan`.
     #[arg(long, value_name = "FILE")]
-    machine: Option<PathBuf>,
+    machine: Option<String>,
     /// Steps.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -56,7 +55,7 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Outcome {
-    let profile = Profile::find(args.machine.as_deref())?;
+    let profile = Profile::find(args.machine.as_deref(), None)?;
     let spec = ModelSpec {
         norm: Some(args.norm),
         width: args.width,

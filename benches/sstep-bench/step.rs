@@ -12,7 +12,9 @@ use std::time::Instant;
 use serde_json::json;
 use sstep::nn::{ModelSpec, Norm};
 use sstep::source::{ArraySource, TileSource};
-use sstep::{Budget, ByteSize, Device, Feed, Measured, Session, SessionOptions, Shape, Strategy};
+use sstep::{
+    Budget, ByteSize, Device, Feed, Measured, Profile, Session, SessionOptions, Shape, Strategy,
+};
 
 use crate::Outcome;
 use crate::breakdown;
@@ -239,6 +241,10 @@ fn session(
         device: args.device,
         ..SessionOptions::new(budget)
     };
+    // On the CPU every run has the same profile, so that plans can be compared.
+    if let Some(found) = args.device.find()? {
+        options.machine = Profile::find(None, Some(&found))?.machine;
+    }
     if let Some(dir) = &args.disk_dir {
         options.disk_dir.clone_from(dir);
     }

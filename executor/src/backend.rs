@@ -71,6 +71,10 @@ impl<T, M: AsRef<[T]> + AsMut<[T]> + Send> HostSlice<T> for M {}
 /// then abandoned.
 #[allow(clippy::missing_errors_doc, reason = "said once, for all methods")]
 pub trait Backend<T: Real> {
+    /// A step begins: until [`Backend::wait`] calls are those of a plan, which the next
+    /// step repeats.
+    fn begin_step(&mut self) {}
+
     /// Computes a region of a map, or a flat tensor.
     fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError>;
 
@@ -120,27 +124,18 @@ pub trait Backend<T: Real> {
         host: &Out<'_, T>,
     ) -> Result<(), ExecError>;
 
-    /// Copies a region of a device tensor to the spill file: by way of a few MiB of
-    /// host memory, unless the backend has a shorter one.
+    /// Copies a region of a device tensor to the spill file.
     ///
     /// # Errors
-    /// Also [`ExecError::Spill`] if the disk fails.
-    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap<'_>) -> Result<(), ExecError> {
-        disk.write_staged(region, |piece, host| self.download(src, piece, host))
-    }
+    /// Also [`ExecError::Spill`] if the disk fails; of an earlier call, or only at
+    /// [`Backend::wait`], where the device is behind.
+    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap) -> Result<(), ExecError>;
 
-    /// Copies a region from the spill file to the device, as [`Backend::spill`].
+    /// Copies a region from the spill file to the device.
     ///
     /// # Errors
     /// Also [`ExecError::Spill`] if the disk fails.
-    fn unspill(
-        &mut self,
-        disk: &DiskMap<'_>,
-        region: &Region,
-        dst: &Place,
-    ) -> Result<(), ExecError> {
-        disk.read_staged(region, |piece, host| self.upload(host, piece, dst))
-    }
+    fn unspill(&mut self, disk: &DiskMap, region: &Region, dst: &Place) -> Result<(), ExecError>;
 
     /// Copies a region within the arena.
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError>;

@@ -193,20 +193,11 @@ impl<T: Real> Backend<T> for Cpu {
         Ok(())
     }
 
-    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap<'_>) -> Result<(), ExecError> {
-        let src = self.input::<T>(src);
-        let width = Box4::lift(region).s(2).len();
-        disk.each_row(region, |at @ ([n, c, d, h], w)| {
-            disk.write_row(at, src.row(n, c, d, h, w..w + width))
-        })
+    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap) -> Result<(), ExecError> {
+        disk.write(region, &self.input::<T>(src))
     }
 
-    fn unspill(
-        &mut self,
-        disk: &DiskMap<'_>,
-        region: &Region,
-        dst: &Place,
-    ) -> Result<(), ExecError> {
+    fn unspill(&mut self, disk: &DiskMap, region: &Region, dst: &Place) -> Result<(), ExecError> {
         let dst = self.output::<T>(dst);
         let width = Box4::lift(region).s(2).len();
         disk.each_row(region, |at @ ([n, c, d, h], w)| {

@@ -21,6 +21,26 @@ pub enum Device {
     Auto,
 }
 
+impl Device {
+    /// The CUDA device that is meant, `None` for the CPU.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoDevice`], and those of [`devices`] if a CUDA device is named.
+    pub fn find(self) -> Result<Option<DeviceInfo>, DeviceError> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Auto => Ok(freest(devices().unwrap_or_default())),
+            Device::Cuda(ordinal) => {
+                let all = devices()?;
+                let n_devices = all.len();
+                let found = all.into_iter().find(|d| d.ordinal == ordinal);
+                let missing = DeviceError::NoDevice { ordinal, n_devices };
+                found.map(Some).ok_or(missing)
+            }
+        }
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -45,6 +65,21 @@ impl FromStr for Device {
                 Ok(Device::Cuda(number.parse().map_err(|_| unknown())?))
             }
         }
+    }
+}
+
+/// How a CUDA device is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Whether kernels that steps repeat may be replayed as CUDA graphs, where the device
+    /// would wait for the host otherwise. The results have the same bits either way.
+    pub graphs: bool,
+}
+
+impl Default for DeviceOptions {
+    /// With graphs.
+    fn default() -> Self {
+        DeviceOptions { graphs: true }
     }
 }
 
@@ -207,27 +242,43 @@ pub fn freest(devices: Vec<DeviceInfo>) -> Option<DeviceInfo> {
 }
 
 /// Opens a device with an arena of `bytes`.
-pub(crate) fn open<T: Real>(
+///
+/// # Errors
+/// [`ExecError::Arena`] and [`ExecError::Device`] if it cannot be had.
+pub fn open<T: Real>(
     device: &Device,
+    options: &DeviceOptions,
     bytes: u64,
 ) -> Result<Box<dyn Backend<T> + Send>, ExecError> {
     match device {
-        Device::Cpu => Ok(Box::new(Cpu::new(bytes)?)),
-        Device::Cuda(ordinal) => cuda(*ordinal, bytes),
-        Device::Auto => match freest(devices().unwrap_or_default()) {
-            Some(found) => cuda(found.ordinal, bytes),
+        Device::Cuda(ordinal) => cuda(*ordinal, options, bytes),
+        Device::Cpu | Device::Auto => match device.find()? {
+            Some(found) => cuda(found.ordinal, options, bytes),
             None => Ok(Box::new(Cpu::new(bytes)?)),
         },
     }
 }
 
 #[cfg(feature = "cuda")]
-fn cuda<T: Real>(ordinal: usize, bytes: u64) -> Result<Box<dyn Backend<T> + Send>, ExecError> {
-    Ok(Box::new(crate::cuda::Cuda::<T>::new(ordinal, bytes)?))
+fn cuda<T: Real>(
+    ordinal: usize,
+    options: &DeviceOptions,
+    bytes: u64,
+) -> Result<Box<dyn Backend<T> + Send>, ExecError> {
+    let opened = crate::cuda::Cuda::<T>::new(ordinal, bytes)?;
+    Ok(Box::new(if options.graphs {
+        opened
+    } else {
+        opened.without_graphs()
+    }))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda<T: Real>(_ordinal: usize, _bytes: u64) -> Result<Box<dyn Backend<T> + Send>, ExecError> {
+fn cuda<T: Real>(
+    _ordinal: usize,
+    _options: &DeviceOptions,
+    _bytes: u64,
+) -> Result<Box<dyn Backend<T> + Send>, ExecError> {
     Err(DeviceError::NotBuilt.into())
 }
 

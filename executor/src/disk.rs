@@ -10,15 +10,20 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
-use sstep_autodiff::{Region, Ty};
-use sstep_kernels::{Box4, In, Layout, Out, Real};
+use sstep_autodiff::{Region, Span, Ty};
+use sstep_kernels::{Box4, In, Layout, Real};
 
 use crate::error::ExecError;
 
-/// Host bytes at most that a backend without a way of its own stages copies in.
-const STAGING_BYTES: usize = 4 << 20;
+/// Bytes at most of the pieces that a region is cut into on its way by the host.
+#[cfg_attr(
+    not(any(test, feature = "cuda")),
+    expect(dead_code, reason = "the CPU has a shorter way")
+)]
+pub(crate) const PIECE_BYTES: usize = 4 << 20;
 
 /// Says whether a folder can hold a spill file, before minutes of planning.
 ///
@@ -63,10 +68,23 @@ impl SpillFile {
         })
     }
 
+    /// One that always turns out to be full.
+    #[cfg(test)]
+    pub(crate) fn full(bytes: u64) -> Self {
+        SpillFile {
+            file: File::options()
+                .write(true)
+                .open("/dev/full")
+                .expect("a device"),
+            dir: PathBuf::from("/dev/full"),
+            bytes,
+        }
+    }
+
     /// The tensor of type `ty` at `offset`.
-    pub(crate) fn map(&self, offset: u64, ty: &Ty) -> DiskMap<'_> {
+    pub(crate) fn map(self: &Arc<Self>, offset: u64, ty: &Ty) -> DiskMap {
         DiskMap {
-            spill: self,
+            spill: Arc::clone(self),
             offset,
             layout: Layout::whole(ty),
         }
@@ -97,9 +115,9 @@ fn free_bytes(file: &File) -> Option<u64> {
 }
 
 /// A whole map in the spill file.
-#[derive(Clone, Copy)]
-pub struct DiskMap<'a> {
-    spill: &'a SpillFile,
+#[derive(Clone)]
+pub struct DiskMap {
+    spill: Arc<SpillFile>,
     offset: u64,
     layout: Layout,
 }
@@ -107,7 +125,7 @@ pub struct DiskMap<'a> {
 /// A row of a map: `[n, c, d, h]`, and its first position.
 pub type RowAt = ([usize; 4], usize);
 
-impl DiskMap<'_> {
+impl DiskMap {
     /// Reads a part of a row.
     ///
     /// # Errors
@@ -152,43 +170,14 @@ impl DiskMap<'_> {
             .try_for_each(|row| one((row, region.s(2).start)))
     }
 
-    /// Copies a region from a device by way of the host, a piece at a time: `get`
-    /// copies a piece to the host.
-    pub(crate) fn write_staged<T: Real>(
-        &self,
-        region: &Region,
-        mut get: impl FnMut(&Region, &Out<'_, T>) -> Result<(), ExecError>,
-    ) -> Result<(), ExecError> {
-        let mut staging: Vec<T> = Vec::new();
-        self.pieces::<T>(region).into_iter().try_for_each(|piece| {
-            let layout = self.staged::<T>(&piece);
-            staging.resize(layout.len, T::ZERO);
-            get(&piece, &Out::new(layout, &mut staging))?;
-            let view = In::new(layout, &staging);
-            let width = Box4::lift(&piece).s(2).len();
-            self.each_row(&piece, |at @ ([n, c, d, h], w)| {
-                self.write_row(at, view.row(n, c, d, h, w..w + width))
-            })
-        })
-    }
-
-    /// Copies a region to a device by way of the host, a piece at a time: `put`
-    /// copies a piece from the host.
-    pub(crate) fn read_staged<T: Real>(
-        &self,
-        region: &Region,
-        mut put: impl FnMut(&Region, &In<'_, T>) -> Result<(), ExecError>,
-    ) -> Result<(), ExecError> {
-        let mut staging: Vec<T> = Vec::new();
-        self.pieces::<T>(region).into_iter().try_for_each(|piece| {
-            let layout = self.staged::<T>(&piece);
-            staging.resize(layout.len, T::ZERO);
-            let lifted = Box4::lift(&piece);
-            // A dense copy of the piece has its rows in the order of `rows`.
-            (staging.par_chunks_mut(lifted.s(2).len()))
-                .zip(rows(&lifted, self.layout.dims[1]))
-                .try_for_each(|(row, at)| self.read_row((at, lifted.s(2).start), row))?;
-            put(&piece, &In::new(layout, &staging))
+    /// Writes what a view holds of a region.
+    ///
+    /// # Errors
+    /// [`ExecError::Spill`] if the disk fails.
+    pub fn write<T: Real>(&self, region: &Region, from: &In<'_, T>) -> Result<(), ExecError> {
+        let width = Box4::lift(region).s(2).len();
+        self.each_row(region, |at @ ([n, c, d, h], w)| {
+            self.write_row(at, from.row(n, c, d, h, w..w + width))
         })
     }
 
@@ -198,28 +187,46 @@ impl DiskMap<'_> {
     /// [`ExecError::Spill`] if the disk fails.
     pub(crate) fn read_all<T: Real>(&self) -> Result<Vec<T>, ExecError> {
         let mut data = vec![T::ZERO; self.layout.len];
-        let everything = self.layout.everything();
-        (data.par_chunks_mut(everything.s(2).len()))
-            .zip(rows(&everything, self.layout.dims[1]))
-            .try_for_each(|(row, at)| self.read_row((at, 0), row))?;
+        let whole: Vec<Span> = (self.layout.shape.dims().iter().enumerate())
+            .filter(|(axis, _)| *axis != 1)
+            .map(|(_, &extent)| Span::full(extent))
+            .collect();
+        self.read_dense(&Region::new(&whole), &mut data)?;
         Ok(data)
     }
 
+    /// Where in the file it lies: what tells tensors apart that are there at one time.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Reads a region into a dense buffer, laid out as [`DiskMap::staged`] says.
+    pub(crate) fn read_dense<T: Real>(
+        &self,
+        region: &Region,
+        to: &mut [T],
+    ) -> Result<(), ExecError> {
+        let lifted = Box4::lift(region);
+        (to.par_chunks_mut(lifted.s(2).len()))
+            .zip(rows(&lifted, self.layout.dims[1]))
+            .try_for_each(|(row, at)| self.read_row((at, lifted.s(2).start), row))
+    }
+
     /// A dense buffer for all channels of a region.
-    fn staged<T: Real>(&self, region: &Region) -> Layout {
+    pub(crate) fn staged<T: Real>(&self, region: &Region) -> Layout {
         let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
         Layout::window(&self.layout.ty::<T>(), &capacity, region)
     }
 
-    /// A region in pieces that staging has room for, cut along its first axes so
+    /// A region in pieces of [`PIECE_BYTES`] at most, cut along its first axes so
     /// that rows stay long.
-    fn pieces<T: Real>(&self, region: &Region) -> Vec<Region> {
+    pub(crate) fn pieces<T: Real>(&self, region: &Region) -> Vec<Region> {
         let point_bytes = self.layout.dims[1] * size_of::<T>();
         let mut pieces = Vec::new();
         let mut left = vec![*region];
         while let Some(piece) = left.pop() {
             let axis = piece.spans().iter().position(|s| s.len() > 1);
-            match axis.filter(|_| piece.points() as usize * point_bytes > STAGING_BYTES) {
+            match axis.filter(|_| piece.points() as usize * point_bytes > PIECE_BYTES) {
                 Some(axis) => {
                     let mut span = piece.span(axis);
                     let middle = span.lo + span.len() / 2;
@@ -276,7 +283,7 @@ fn rows(region: &Box4, channels: usize) -> Vec<[usize; 4]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sstep_autodiff::{DType, Form, Shape, Span};
+    use sstep_autodiff::{DType, Form, Shape};
 
     fn map_ty(channels: usize, extents: &[usize]) -> Ty {
         Ty {
@@ -290,37 +297,32 @@ mod tests {
     fn regions_are_read_as_they_were_written_in_whatever_pieces() {
         let ty = map_ty(3, &[700, 900]);
         let spill = SpillFile::new(&std::env::temp_dir(), 64 + ty.bytes()).expect("a file");
-        let map = spill.map(64, &ty);
+        let map = Arc::new(spill).map(64, &ty);
         let whole: Vec<f32> = (0..ty.shape.elems()).map(|i| i as f32).collect();
         let source = In::new(Layout::whole(&ty), &whole);
-        let copy = |region: &Region, out: &Out<'_, f32>| {
-            let b = Box4::lift(region);
-            for [n, c, d, h] in rows(&b, 3) {
-                // SAFETY: `out` is dense and no other slice of it is alive.
-                let row = unsafe { out.row_mut(n, c, d, h, b.s(2)) };
-                row.copy_from_slice(source.row(n, c, d, h, b.s(2)));
-            }
-            Ok(())
-        };
-        // The two halves meet inside: pieces of both, each several times too large
-        // for the staging.
+        // The two halves meet inside.
         for (lo, hi) in [(0, 410), (410, 700)] {
             let half = Region::new(&[Span::full(2), Span::new(lo, hi), Span::full(900)]);
-            assert!(map.pieces::<f32>(&half).len() > 1);
-            map.write_staged(&half, copy).expect("written");
+            let pieces = map.pieces::<f32>(&half);
+            assert!(pieces.len() > 1);
+            for piece in &pieces {
+                assert!(map.staged::<f32>(piece).len * 4 <= PIECE_BYTES);
+                map.write(piece, &source).expect("written");
+            }
         }
         assert_eq!(map.read_all::<f32>().expect("read"), whole);
         let part = Region::new(&[Span::new(1, 2), Span::new(3, 690), Span::new(7, 800)]);
         let mut seen = 0;
-        map.read_staged(&part, |piece, view: &In<'_, f32>| {
-            let b = Box4::lift(piece);
+        for piece in map.pieces::<f32>(&part) {
+            let layout = map.staged::<f32>(&piece);
+            let mut data = vec![0.0; layout.len];
+            map.read_dense(&piece, &mut data).expect("read");
+            let (view, b) = (In::new(layout, &data), Box4::lift(&piece));
             for [n, c, d, h] in rows(&b, 3) {
                 assert_eq!(view.row(n, c, d, h, b.s(2)), source.row(n, c, d, h, b.s(2)));
                 seen += b.s(2).len();
             }
-            Ok(())
-        })
-        .expect("read");
+        }
         assert_eq!(seen, part.points() as usize * 3);
     }
 
@@ -342,14 +344,7 @@ mod tests {
         // The device that is always full stands for a disk that others have filled
         // on the way.
         let ty = map_ty(1, &[1, 8]);
-        let full = SpillFile {
-            file: File::options()
-                .write(true)
-                .open("/dev/full")
-                .expect("a device"),
-            dir: PathBuf::from("/dev/full"),
-            bytes: ty.bytes(),
-        };
+        let full = Arc::new(SpillFile::full(ty.bytes()));
         let error = full.map(0, &ty).write_row(([1, 0, 0, 0], 4), &[0f32; 4]);
         let text = error.expect_err("no room").to_string();
         assert!(

@@ -129,7 +129,7 @@ pub(crate) struct Interpreter<'a, T: Real> {
     pub sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
     pub how: &'a StepHow,
     pub host: &'a mut HostPool<T>,
-    pub spill: Option<&'a SpillFile>,
+    pub spill: Option<&'a Arc<SpillFile>>,
     pub measured: Measured,
     pub timings: Timings,
     /// What each item's window holds, in the running stage.
@@ -148,7 +148,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
         backend: &'a mut dyn Backend<T>,
         sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
         host: &'a mut HostPool<T>,
-        spill: Option<&'a SpillFile>,
+        spill: Option<&'a Arc<SpillFile>>,
         how: &'a StepHow,
     ) -> Self {
         host.begin_step();
@@ -176,6 +176,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
         let plan = self.plan;
         let total_secs: f64 = plan.stages.iter().map(|s| s.cost.secs).sum();
         let mut done_secs = 0.0;
+        self.backend.begin_step();
         for (index, stage) in plan.stages.iter().enumerate() {
             let tell = |done_secs| Progress {
                 done_secs,
@@ -477,7 +478,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
     }
 
     /// A tensor of the spill file.
-    fn disk(&mut self, d: DiskIx, node: NodeIx) -> Result<DiskMap<'a>, ExecError> {
+    fn disk(&mut self, d: DiskIx, node: NodeIx) -> Result<DiskMap, ExecError> {
         let spill = self
             .spill
             .ok_or_else(|| inconsistent("there is no spill file"))?;

@@ -25,7 +25,7 @@ mod tensor;
 
 pub use backend::{Backend, HostMemory, HostSlice, Launch, Partial, Place};
 pub use cpu::Cpu;
-pub use device::{Device, DeviceError, DeviceInfo, Missing, devices, freest};
+pub use device::{Device, DeviceError, DeviceInfo, DeviceOptions, Missing, devices, freest, open};
 pub use disk::{DiskMap, RowAt, check_spill_dir};
 pub use error::ExecError;
 pub use interpret::{Measured, Progress, Spent, StepHow, Timings};

@@ -13,7 +13,7 @@ use sstep_kernels::{Layout, Real};
 use sstep_planner::{BufferIx, Home, NodeIx, Plan};
 
 use crate::backend::{Backend, Place};
-use crate::device::Device;
+use crate::device::{Device, DeviceOptions};
 use crate::disk::SpillFile;
 use crate::error::ExecError;
 use crate::host::HostPool;
@@ -50,7 +50,7 @@ pub struct Executor<T: Real> {
     backend: Box<dyn Backend<T> + Send>,
     host: HostPool<T>,
     /// Made for the first step, if the plan keeps tensors on disk.
-    spill: Option<SpillFile>,
+    spill: Option<Arc<SpillFile>>,
     unset: BTreeSet<NodeIx>,
 }
 
@@ -61,16 +61,16 @@ impl<T: Real> Executor<T> {
     /// [`ExecError::DType`] if the plan computes in another type,
     /// [`ExecError::Arena`] if the memory cannot be had.
     pub fn new(plan: Plan) -> Result<Self, ExecError> {
-        Self::on(plan, &Device::Cpu)
+        Self::on(plan, &Device::Cpu, &DeviceOptions::default())
     }
 
     /// On a device. Allocates the arena, of exactly the plan's device budget.
     ///
     /// # Errors
     /// As [`Executor::new`], and [`ExecError::Device`] if the device cannot be had.
-    pub fn on(plan: Plan, device: &Device) -> Result<Self, ExecError> {
+    pub fn on(plan: Plan, device: &Device, options: &DeviceOptions) -> Result<Self, ExecError> {
         let bytes = plan.budget.device_bytes;
-        let backend = crate::device::open(device, bytes)?;
+        let backend = crate::device::open(device, options, bytes)?;
         Self::with_backend(plan, backend)
     }
 
@@ -126,7 +126,7 @@ impl<T: Real> Executor<T> {
         if !self.plan.disk.is_empty() {
             let ends = self.plan.disk.iter().map(|d| d.offset + d.bytes);
             let bytes = ends.max().unwrap_or(0);
-            self.spill = Some(SpillFile::new(dir, bytes)?);
+            self.spill = Some(Arc::new(SpillFile::new(dir, bytes)?));
         }
         Ok(())
     }

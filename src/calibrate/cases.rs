@@ -9,7 +9,7 @@ use sstep_autodiff::{
 use sstep_planner::machine::{ConvClass, ConvRole, Family, Kernel};
 
 /// Positions of a call, of each column.
-pub const POSITIONS: [usize; 4] = [64, 1024, 16_384, 262_144];
+pub const POSITIONS: [usize; 5] = [64, 1024, 16_384, 262_144, 1_048_576];
 
 /// Channels of maps where only bytes count.
 const CHANNELS: usize = 64;
@@ -68,27 +68,16 @@ impl Case {
 
 /// Channels of the rows of a family's table.
 pub fn widths(family: Family) -> &'static [usize] {
-    match family {
-        Family::Conv(ConvClass::Direct | ConvClass::Winograd | ConvClass::Strided, _) => {
+    let Family::Conv(class, _) = family else {
+        return &[CHANNELS];
+    };
+    match class {
+        ConvClass::Direct | ConvClass::Winograd | ConvClass::Strided => {
             &[16, 32, 64, 128, 256, 512]
         }
-        Family::Conv(ConvClass::OneByOne, _) => &[8, 16, 64, 256],
-        Family::Conv(ConvClass::FewChannels, _) => &[16, 64],
-        Family::Conv(ConvClass::Depthwise, _)
-        | Family::Dense
-        | Family::Pointwise
-        | Family::Function
-        | Family::Norm
-        | Family::NormGrad
-        | Family::Pool
-        | Family::PoolGrad
-        | Family::Upsample
-        | Family::UpsampleGrad
-        | Family::Reduction
-        | Family::Statistics
-        | Family::Loss
-        | Family::Optimiser
-        | Family::Copy => &[CHANNELS],
+        ConvClass::OneByOne => &[8, 16, 64, 256],
+        ConvClass::FewChannels => &[16, 64],
+        ConvClass::Depthwise => &[CHANNELS],
     }
 }
 

@@ -6,29 +6,38 @@ use std::path::Path;
 use std::time::Instant;
 
 use sstep_autodiff::{DType, Form, Region, Shape, Span, Ty};
-use sstep_executor::{Backend, Cpu, Place};
+use sstep_executor::{Backend, HostMemory, Place};
 use sstep_kernels::{In, Layout, Out};
 use sstep_planner::Machine;
-use sstep_planner::machine::Links;
+use sstep_planner::machine::{ConvClass, ConvRole, Family, Links};
 
-use super::CalibrateOptions;
-use super::measure::{map_of, repeat};
-use super::rounded;
+use super::cases::{self, Case};
+use super::measure::{Operands, Subject, map_of};
+use super::{CalibrateOptions, rounded};
 use crate::Error;
 
-/// Channels and extent of the host tensor that tiles are copied from and to: more than
-/// caches hold.
-const HOST: [usize; 2] = [128, 512];
-/// Rows of a tile.
-const TILE_ROWS: usize = 32;
+/// Channels of the host tensor that tiles are copied from and to.
+const CHANNELS: usize = 128;
+/// Tiles that it has.
+const TILES: usize = 16;
 /// Bytes of one write to disk.
 const BLOCK_BYTES: usize = 4 << 20;
+/// Of what could be hidden of copies beside kernels, how much must be for a plan to count
+/// on it.
+const HIDDEN: f64 = 0.5;
 
-/// The fastest of all rounds, in seconds per byte; the disk in seconds.
+/// The fastest of all rounds, in seconds of everything that is copied; the disk in seconds
+/// per byte.
 #[derive(Clone, Copy, Debug)]
 pub struct Best {
+    bytes: f64,
     h2d: f64,
     d2h: f64,
+    /// Both ways at once.
+    both: f64,
+    /// Kernels for about as long as both ways take, and these beside them.
+    kernels: f64,
+    beside: f64,
     disk_read: f64,
     disk_write: f64,
     launch_secs: f64,
@@ -38,8 +47,12 @@ impl Default for Best {
     fn default() -> Self {
         let never = f64::INFINITY;
         Best {
+            bytes: 0.0,
             h2d: never,
             d2h: never,
+            both: never,
+            kernels: never,
+            beside: never,
             disk_read: never,
             disk_write: never,
             launch_secs: never,
@@ -47,65 +60,142 @@ impl Default for Best {
     }
 }
 
+/// What is copied: a tensor of the host, in tiles, each of which has a place of its own
+/// on the device. Neither side is in the caches.
+struct Tiles {
+    map: Ty,
+    tiles: Vec<(Region, Place)>,
+}
+
+impl Tiles {
+    /// Of about `bytes`, on the device from `offset` on.
+    fn new(bytes: u64, offset: u64) -> Self {
+        let extent = ((bytes / (4 * CHANNELS as u64)) as usize).isqrt();
+        let extent = extent.next_multiple_of(TILES);
+        let map = Ty {
+            dtype: DType::F32,
+            shape: Shape::map(1, CHANNELS, &[extent; 2]),
+            form: Form::Map,
+        };
+        let rows = extent / TILES;
+        let tile = |at: usize| {
+            let span = Span::new(at * rows, (at + 1) * rows);
+            let region = Region::new(&[Span::full(1), span, Span::full(extent)]);
+            let place = Place {
+                offset: offset + at as u64 * (map.bytes() / TILES as u64),
+                layout: Layout::window(&map, &[1, rows, extent], &region),
+            };
+            (region, place)
+        };
+        Tiles {
+            map,
+            tiles: (0..TILES).map(tile).collect(),
+        }
+    }
+
+    fn upload(
+        &self,
+        backend: &mut dyn Backend<f32>,
+        host: &HostMemory<f32>,
+        at: usize,
+    ) -> Result<(), Error> {
+        let (region, place) = &self.tiles[at];
+        let view = In::new(Layout::whole(&self.map), (**host).as_ref());
+        Ok(backend.upload(&view, region, place)?)
+    }
+
+    fn download(
+        &self,
+        backend: &mut dyn Backend<f32>,
+        host: &mut HostMemory<f32>,
+        at: usize,
+    ) -> Result<(), Error> {
+        let (region, place) = &self.tiles[at];
+        let view = Out::new(Layout::whole(&self.map), (**host).as_mut());
+        Ok(backend.download(place, region, &view)?)
+    }
+}
+
+/// Bytes of the arena that the links are measured in.
+pub fn arena_bytes(options: &CalibrateOptions) -> u64 {
+    let busy = Operands::one(&busy(options), options, tiles_end(options));
+    busy.end()
+}
+
+/// What goes to the device and what comes from it: behind the kernels' scratch.
+fn tiles(options: &CalibrateOptions) -> [Tiles; 2] {
+    let up = Tiles::new(options.link_bytes, options.workspace_bytes);
+    let behind = options.workspace_bytes + up.map.bytes();
+    [up, Tiles::new(options.link_bytes, behind)]
+}
+
+fn tiles_end(options: &CalibrateOptions) -> u64 {
+    let [up, down] = tiles(options);
+    options.workspace_bytes + up.map.bytes() + down.map.bytes()
+}
+
 impl Best {
-    /// One more round. The disk is measured in the first only.
+    /// One more round. The disk is measured in the first only, whether copies run beside
+    /// kernels only where calls may return before they are done.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Exec`].
-    pub fn measure(&mut self, options: &CalibrateOptions, disk: bool) -> Result<(), Error> {
-        let secs = options.secs_per_entry;
-        let [channels, extent] = HOST;
-        let map = Ty {
-            dtype: DType::F32,
-            shape: Shape::map(1, channels, &[extent; 2]),
-            form: Form::Map,
+    pub fn measure(&mut self, subject: &mut Subject<'_>, disk: bool) -> Result<(), Error> {
+        let options = subject.options;
+        let [up, down] = tiles(options);
+        let elems = up.map.shape.elems();
+        let mut from = subject.backend.host_memory(elems)?;
+        let mut to = subject.backend.host_memory(elems)?;
+        // Memory that was never written is not there yet.
+        (*from).as_mut().fill(0.5);
+        (*to).as_mut().fill(0.5);
+        self.bytes = up.map.bytes() as f64;
+        let every = || 0..TILES;
+        let secs = subject.repeat(1, |device, _| {
+            every().try_for_each(|at| down.download(device, &mut to, at))
+        })?;
+        self.d2h = self.d2h.min(secs);
+        let secs = subject.repeat(1, |device, _| {
+            every().try_for_each(|at| up.upload(device, &from, at))
+        })?;
+        self.h2d = self.h2d.min(secs);
+        let mut both = |device: &mut dyn Backend<f32>| {
+            every().try_for_each(|at| {
+                up.upload(device, &from, at)?;
+                down.download(device, &mut to, at)
+            })
         };
-        let tiles: Vec<Region> = (0..extent / TILE_ROWS)
-            .map(|tile| {
-                let rows = Span::new(tile * TILE_ROWS, (tile + 1) * TILE_ROWS);
-                Region::new(&[Span::full(1), rows, Span::full(extent)])
-            })
-            .collect();
-        // Every tile in a place of its own: neither side of a copy is in the caches.
-        let tile_bytes = map.bytes() / tiles.len() as u64;
-        let windows: Vec<Place> = (tiles.iter().enumerate())
-            .map(|(at, tile)| Place {
-                offset: at as u64 * tile_bytes,
-                layout: Layout::window(&map, &[1, TILE_ROWS, extent], tile),
-            })
-            .collect();
-        let mut device = Cpu::new(map.bytes())?;
-        let mut host = vec![0.0f32; map.shape.elems()];
-        let (layout, bytes) = (Layout::whole(&map), map.bytes() as f64);
-        let mut outcome = Ok(());
-        let down = repeat(secs, 1, || {
-            let view = Out::new(layout, &mut host);
-            for (tile, window) in tiles.iter().zip(&windows) {
-                if outcome.is_ok() {
-                    outcome = device.download(window, tile, &view);
-                }
-            }
-        });
-        self.d2h = self.d2h.min(down / bytes);
-        let up = repeat(secs, 1, || {
-            let view = In::new(layout, &host);
-            for (tile, window) in tiles.iter().zip(&windows) {
-                if outcome.is_ok() {
-                    outcome = device.upload(&view, tile, window);
-                }
-            }
-        });
-        self.h2d = self.h2d.min(up / bytes);
+        let secs = subject.repeat(1, |device, _| both(device))?;
+        self.both = self.both.min(secs);
         // What a plan's instruction costs beyond its kernel: a copy of next to nothing.
         let (tiny, at) = map_of(16);
         let region = Region::whole(&tiny);
-        let call = repeat(secs, 1, || {
-            if outcome.is_ok() {
-                outcome = Backend::<f32>::copy(&mut device, &at(0), &region, &at(4096));
-            }
-        });
-        outcome?;
-        self.launch_secs = self.launch_secs.min(call);
+        let secs = subject.repeat(1, |device, _| {
+            Ok(device.copy(&at(0), &region, &at(4096))?)
+        })?;
+        self.launch_secs = self.launch_secs.min(secs);
+        if options.is_cuda {
+            // Behind the tiles, for about as long as these take.
+            let case = busy(options);
+            let operands = Operands::one(&case, options, tiles_end(options));
+            operands.fill(&case, subject.backend)?;
+            let region = operands.region(&case);
+            let one = subject.repeat(1, |device, turn| {
+                operands.call(&case, &region, device, turn)
+            })?;
+            let n = (self.both / one).ceil().clamp(1.0, 1000.0) as u64;
+            let kernels = |device: &mut dyn Backend<f32>| {
+                (0..n).try_for_each(|_| operands.call(&case, &region, device, 0))
+            };
+            let secs = subject.repeat(1, |device, _| kernels(device))?;
+            self.kernels = self.kernels.min(secs);
+            let secs = subject.repeat(1, |device, _| {
+                kernels(device)?;
+                both(device)
+            })?;
+            self.beside = self.beside.min(secs);
+        }
+        subject.backend.wait()?;
         if disk {
             let (write, read) = disk_secs(&options.disk, options.disk_bytes)?;
             self.disk_write = write / options.disk_bytes as f64;
@@ -116,15 +206,39 @@ impl Best {
 
     /// As rates. How fast images are read depends on their format and is not measured.
     pub fn links(self) -> Links {
+        let copies_overlap = self.copies_overlap();
+        // A plan takes both ways to be as fast at once as alone.
+        let slower = if copies_overlap {
+            (self.both / self.h2d.max(self.d2h)).max(1.0)
+        } else {
+            1.0
+        };
         Links {
-            h2d_bytes_per_sec: rounded(1.0 / self.h2d),
-            d2h_bytes_per_sec: rounded(1.0 / self.d2h),
+            h2d_bytes_per_sec: rounded(self.bytes / (self.h2d * slower)),
+            d2h_bytes_per_sec: rounded(self.bytes / (self.d2h * slower)),
             disk_read_bytes_per_sec: rounded(1.0 / self.disk_read),
             disk_write_bytes_per_sec: rounded(1.0 / self.disk_write),
             source_bytes_per_sec: Machine::cpu_default().source_bytes_per_sec,
             launch_secs: rounded(self.launch_secs),
+            copies_overlap,
         }
     }
+
+    /// Whether copies run beside kernels. Never where that was not measured.
+    fn copies_overlap(&self) -> bool {
+        let hidden = self.kernels + self.both - self.beside;
+        hidden > HIDDEN * self.kernels.min(self.both)
+    }
+}
+
+/// A kernel that keeps a device busy and touches little memory.
+fn busy(options: &CalibrateOptions) -> Case {
+    let family = Family::Conv(ConvClass::Direct, ConvRole::Forward);
+    let of = |positions| cases::case(family, 64, positions);
+    let fits = |case: &Case| case.flops() <= options.most_flops;
+    let mut sizes = cases::POSITIONS.into_iter().take(3).map(of);
+    let largest = sizes.rfind(fits);
+    largest.unwrap_or_else(|| of(cases::POSITIONS[0]))
 }
 
 /// Seconds of writing a file until it is on the disk, and of reading it back from

@@ -6,8 +6,8 @@ use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
 use sstep::{
-    Budget, ByteSize, DType, Device, DeviceError, Error, ExecError, Objective, Profile, Strategy,
-    check_spill_dir, devices, freest,
+    Budget, ByteSize, DType, Device, DeviceInfo, DeviceOptions, Error, ExecError, Objective,
+    Profile, Strategy, check_spill_dir,
 };
 
 /// Options of a built-in network.
@@ -113,20 +113,22 @@ pub struct ConvArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// Profile of the machine, as `sstep calibrate --out` writes it [default: the one
-    /// that `sstep calibrate` keeps in the user's cache, or else a built-in one].
-    #[arg(long, value_name = "FILE.json")]
-    machine: Option<PathBuf>,
+    /// Profile of the machine, as `sstep calibrate --out` writes it, or a built-in one:
+    /// cpu, h200 [default: the one that `sstep calibrate` keeps in the user's cache for
+    /// the device, or else a built-in one].
+    #[arg(long, value_name = "FILE.json|NAME")]
+    machine: Option<String>,
 }
 
 impl MachineArgs {
-    /// The profile, and where it comes from.
+    /// The profile of the CPU or of a CUDA device, and where it comes from.
     ///
     /// # Errors
     /// As [`Profile::find`].
-    pub fn profile(&self, winograd: bool) -> Result<Profile, Error> {
-        let mut profile = Profile::find(self.machine.as_deref())?;
-        profile.machine.winograd = winograd;
+    pub fn profile(&self, winograd: bool, device: Option<&DeviceInfo>) -> Result<Profile, Error> {
+        let mut profile = Profile::find(self.machine.as_deref(), device)?;
+        // CUDA devices have no kernels of their own for it.
+        profile.machine.winograd = winograd && device.is_none();
         Ok(profile)
     }
 }
@@ -138,33 +140,38 @@ pub struct DeviceArgs {
     /// cpu, cuda:N, or auto: the CUDA device with the most free memory if there
     /// is one. `sstep info --devices` lists them.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
-    pub device: Device,
+    device: Device,
+    /// Give a CUDA device every kernel by itself: without CUDA graphs, which stand for
+    /// the small kernels of a tile loop from the third step on.
+    #[arg(long)]
+    no_graphs: bool,
 }
 
 impl DeviceArgs {
-    /// Whether there is such a device: before minutes of planning for it. Says which
+    /// How it is used.
+    pub fn options(self) -> DeviceOptions {
+        DeviceOptions {
+            graphs: !self.no_graphs,
+        }
+    }
+
+    /// The CUDA device, `None` for the CPU: before minutes of planning for it. Says which
     /// libraries it will have to do without.
     ///
     /// # Errors
-    /// What [`sstep::devices`] says, and [`DeviceError::NoDevice`].
-    pub fn check(self) -> Result<(), Error> {
-        let found = match self.device {
-            Device::Cpu => None,
-            // Without any, it is the CPU.
-            Device::Auto => devices().ok().and_then(freest),
-            Device::Cuda(ordinal) => {
-                let all = devices().map_err(ExecError::from)?;
-                let n_devices = all.len();
-                let found = all.into_iter().find(|d| d.ordinal == ordinal);
-                let missing = || ExecError::from(DeviceError::NoDevice { ordinal, n_devices });
-                Some(found.ok_or_else(missing)?)
-            }
-        };
+    /// As [`Device::find`].
+    pub fn find(self) -> Result<Option<DeviceInfo>, Error> {
+        let found = self.device.find().map_err(ExecError::from)?;
         for missing in found.iter().flat_map(|d| &d.missing) {
             super::notice(&missing.to_string());
         }
-        Ok(())
+        Ok(found)
     }
+}
+
+/// What runs the steps, once [`DeviceArgs::find`] has found it.
+pub fn on(found: Option<&DeviceInfo>) -> Device {
+    found.map_or(Device::Cpu, |d| Device::Cuda(d.ordinal))
 }
 
 /// Memory of a plan.

@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use sstep::{CalibrateOptions, Error, Family, Machine, Progress, calibrate, profile_path};
+use sstep::{
+    CalibrateOptions, Error, Family, Machine, Progress, calibrate, calibrate_device, profile_path,
+};
 
+use super::args::{DeviceArgs, on};
 use super::progress::Bar;
 
 /// Measure this machine, so that plans fit it and predict its seconds.
@@ -12,7 +15,8 @@ use super::progress::Bar;
 /// Runs every family of kernels on tiles of several widths and sizes, copies between
 /// device and host memory, and the disk; two minutes or so on two cores. Leave the machine
 /// alone meanwhile. The profile is kept in the user's cache, where every later plan
-/// finds it; plan, train and grad take another by --machine.
+/// finds it; plan, train and grad take another by --machine. A CUDA device has a profile
+/// of its own, kept under its name; measuring one takes some 5 GiB of its memory.
 #[derive(Debug, clap::Args)]
 #[command(args_override_self = true)]
 pub struct Args {
@@ -22,6 +26,8 @@ pub struct Args {
     /// Seconds instead of minutes, and less to be trusted.
     #[arg(long)]
     quick: bool,
+    #[command(flatten)]
+    on: DeviceArgs,
     /// Folder on the disk that tensors would be moved to.
     #[arg(long, value_name = "DIR")]
     disk: Option<PathBuf>,
@@ -32,9 +38,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Error> {
+    let device = args.on.find()?;
     let path = match &args.out {
         Some(path) => path.clone(),
-        None => profile_path().ok_or_else(|| Error::Usage {
+        None => profile_path(device.as_ref()).ok_or_else(|| Error::Usage {
             reason: "neither XDG_CACHE_HOME nor HOME says where to keep the profile; give --out"
                 .to_owned(),
         })?,
@@ -50,7 +57,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     let bar = Bar::new(1, 0, args.json);
     bar.message("measuring".to_owned());
-    let measured = calibrate(&options, &mut |done, total| {
+    let mut tell = |done, total| {
         let progress = Progress {
             done_secs: done as f64,
             total_secs: total as f64,
@@ -58,7 +65,14 @@ pub fn run(args: &Args) -> Result<(), Error> {
             n_stages: 1,
         };
         bar.at(0, progress);
-    });
+    };
+    let measured = match &device {
+        None => calibrate(&options, &mut tell),
+        Some(found) => {
+            let (options, name) = (options.for_cuda(), found.name.clone());
+            calibrate_device(&on(Some(found)), name, &options, &mut tell)
+        }
+    };
     bar.finish();
     let machine = measured?;
     // Whole or not at all: a later plan must not find half a profile.
@@ -121,6 +135,14 @@ fn table(machine: &Machine) -> String {
         ("written to disk", machine.disk_write_bytes_per_sec),
     ] {
         out.push_str(&format!("{what:<28}{:>9.2} GB/s\n", rate / 1e9));
+    }
+    let us = 1e6 * machine.launch_secs;
+    out.push_str(&format!(
+        "{:<28}{us:>9.2} µs\n",
+        "an instruction beyond that"
+    ));
+    if machine.copies_overlap {
+        out.push_str("copies run beside kernels\n");
     }
     out
 }

@@ -12,11 +12,11 @@ use sstep::nn::{self, Init, init_values, inits_of};
 use sstep::params::{self, Element, TensorFile, Tensors};
 use sstep::source::ArraySource;
 use sstep::{
-    DType, Error, Feed, Feeds, Op, Program, REPORT_HEADING, Report, Session, SessionOptions, Tape,
-    differentiate, reference,
+    DType, DeviceInfo, Error, Feed, Feeds, Op, Program, REPORT_HEADING, Report, Session,
+    SessionOptions, Tape, differentiate, reference,
 };
 
-use super::args::{DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs, on};
 use super::plan::read_tape;
 use super::progress::{Bar, spin};
 
@@ -71,7 +71,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Error> {
     params::check_writable(&args.out)?;
-    args.on.check()?;
+    let device = args.on.find()?;
     let tape = match (&args.tape, args.model.spec(), &args.size.size) {
         (Some(path), None, _) => read_tape(path)?,
         (None, Some(spec), Some(size)) => {
@@ -86,12 +86,12 @@ pub fn run(args: &Args) -> Result<(), Error> {
         }
     };
     match tape.dtype() {
-        DType::F32 => run_as::<f32>(args, tape),
-        DType::F64 => run_as::<f64>(args, tape),
+        DType::F32 => run_as::<f32>(args, tape, device.as_ref()),
+        DType::F64 => run_as::<f64>(args, tape, device.as_ref()),
     }
 }
 
-fn run_as<T: Element>(args: &Args, tape: Tape) -> Result<(), Error> {
+fn run_as<T: Element>(args: &Args, tape: Tape, device: Option<&DeviceInfo>) -> Result<(), Error> {
     let Leaves { inputs, params } = read_leaves::<T>(args, &tape)?;
     let loss_name = match tape.outputs().first() {
         Some(&id) => tape.node(id).name.clone(),
@@ -112,7 +112,7 @@ fn run_as<T: Element>(args: &Args, tape: Tape) -> Result<(), Error> {
         })?;
         (outputs, None)
     } else {
-        let (outputs, report) = planned(args, tape, inputs, params)?;
+        let (outputs, report) = planned(args, tape, device, inputs, params)?;
         (outputs, Some(report))
     };
     let loss = outputs
@@ -222,6 +222,7 @@ fn read_leaves<T: Element>(args: &Args, tape: &Tape) -> Result<Leaves<T>, Error>
 fn planned<T: Element>(
     args: &Args,
     tape: Tape,
+    device: Option<&DeviceInfo>,
     inputs: Tensors<T>,
     params: Tensors<T>,
 ) -> Result<(Tensors<T>, Report), Error> {
@@ -238,11 +239,12 @@ fn planned<T: Element>(
     let budget = args.memory.budget()?;
     let options = SessionOptions {
         disk_dir: args.memory.disk_dir(&budget)?,
-        device: args.on.device,
+        device: on(device),
+        device_options: args.on.options(),
         strategy: args.memory.strategy,
         objective: args.memory.objective,
         // What is held against another framework sums as that does.
-        machine: args.machine.profile(args.winograd)?.machine,
+        machine: args.machine.profile(args.winograd, device)?.machine,
         seed: args.seed,
         ..SessionOptions::new(budget)
     };

@@ -11,7 +11,7 @@ use sstep::{
     StrategyLine, Tape,
 };
 
-use super::args::{ConvArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{ConvArgs, DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
 use super::progress::spin;
 
 /// Plan one training step and explain the plan.
@@ -19,7 +19,8 @@ use super::progress::spin;
 /// Prints, for a network, an image size and a budget, each tile loop of the
 /// step with its tiles, what it reads and stores, and why; and the predicted
 /// peak, time and traffic. The plan has passed the verifier. Nothing is
-/// computed, so any image size will do on any machine. --html, --dot and --trace
+/// computed, so any image size will do on any machine; --device takes the profile
+/// of a device that is there, --machine h200 that of one that is not. --html, --dot and --trace
 /// draw the same plan: see docs/plan.md.
 ///
 ///   sstep plan --model resnet34 --size 65536x65536 --budget 8GiB --host 64GiB
@@ -37,6 +38,8 @@ pub struct Args {
     conv: ConvArgs,
     #[command(flatten)]
     machine: MachineArgs,
+    #[command(flatten)]
+    on: DeviceArgs,
     #[command(flatten)]
     memory: MemoryArgs,
     /// Optimiser, whose state is part of the budget: sgd, adam or adamw.
@@ -71,7 +74,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ..OptimizerConfig::default()
     }
     .rule()?;
-    let profile = args.machine.profile(!args.conv.no_winograd)?;
+    let device = args.on.find()?;
+    let winograd = !args.conv.no_winograd;
+    let profile = args.machine.profile(winograd, device.as_ref())?;
     let budget = args.memory.budget()?;
     let options = SessionOptions {
         disk_dir: args.memory.disk_dir(&budget)?,

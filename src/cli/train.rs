@@ -11,11 +11,11 @@ use sstep::nn::ModelSpec;
 use sstep::optim::Schedule;
 use sstep::params::{self, Element, TensorFile};
 use sstep::{
-    ByteSize, DType, Error, Objective, REPORT_HEADING, Report, Session, SessionOptions, Strategy,
-    TrainEvent, TrainOptions, TrainStep, Trainer,
+    ByteSize, DType, DeviceInfo, Error, Objective, REPORT_HEADING, Report, Session, SessionOptions,
+    Strategy, TrainEvent, TrainOptions, TrainStep, Trainer,
 };
 
-use super::args::{ConvArgs, DeviceArgs, MachineArgs, ModelArgs, SpillArgs, spill_dir};
+use super::args::{ConvArgs, DeviceArgs, MachineArgs, ModelArgs, SpillArgs, on, spill_dir};
 use super::progress::Bar;
 
 /// Name of the checkpoint in the output folder.
@@ -111,11 +111,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Error> {
-    args.on.check()?;
+    let device = args.on.find()?;
     let config = configure(&args)?;
     match config.model.dtype {
-        DType::F32 => train::<f32>(&args, &config),
-        DType::F64 => train::<f64>(&args, &config),
+        DType::F32 => train::<f32>(&args, &config, device.as_ref()),
+        DType::F64 => train::<f64>(&args, &config, device.as_ref()),
     }
 }
 
@@ -246,7 +246,11 @@ impl Drop for OutDir {
     }
 }
 
-fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
+fn train<T: Element>(
+    args: &Args,
+    config: &TrainConfig,
+    device: Option<&DeviceInfo>,
+) -> Result<(), Error> {
     if config.model.name.starts_with("unet") {
         return Err(Error::Usage {
             reason: format!(
@@ -275,14 +279,15 @@ fn train<T: Element>(args: &Args, config: &TrainConfig) -> Result<(), Error> {
         .map(|dir| OutDir::new(dir, args.resume))
         .transpose()?;
     let checkpoint = out.as_ref().map(|dir| dir.path.join(CHECKPOINT));
-    let profile = args.machine.profile(config.winograd)?;
+    let profile = args.machine.profile(config.winograd, device)?;
     if !args.json {
         super::notice(&format!("machine: {profile}"));
     }
     let options = SessionOptions {
         budget,
         disk_dir,
-        device: args.on.device,
+        device: on(device),
+        device_options: args.on.options(),
         strategy: config.memory.strategy,
         objective: config.memory.objective,
         machine: profile.machine.clone(),

@@ -56,6 +56,10 @@ struct Copy3d {
     size_t width, height, depth;
 };
 
+// While a stream is captured it takes kernels and nothing else.
+enum { CAPTURE_UNSUPPORTED = 900 };
+static bool is_captured(void *stream) { return ((Stream *)stream)->capture; }
+
 static bool is_live(uint64_t at, size_t bytes) { return is_within(live, at, bytes); }
 
 extern "C" {
@@ -93,6 +97,7 @@ void standin_start_clock(double block, double byte_to_device, double byte_to_hos
     for (double &secs : busy_secs) secs = 0;
     host_secs = end_secs = 0;
 }
+void standin_in_turn(bool in_turn) { is_in_turn = in_turn; }
 // Of kernels (0), copies to the device (1) and to the host (2).
 double standin_busy_secs(int kind) { return busy_secs[kind]; }
 double standin_end_secs() { return end_secs; }
@@ -147,14 +152,19 @@ Result cuStreamDestroy_v2(void *stream) {
         if (streams[i] == stream) streams.erase(streams.begin() + i--);
     return OK;
 }
+static size_t stream_waits;
+size_t standin_stream_waits() { return stream_waits; }
 Result cuStreamSynchronize(void *stream) {
     Guard guard(lock);
+    ++stream_waits;
+    if (is_captured(stream)) return CAPTURE_UNSUPPORTED;
     if (is_lost) return LAUNCH_FAILED;
     drain((Stream *)stream);
     return OK;
 }
 Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
     Guard guard(lock);
+    if (is_captured(stream)) return CAPTURE_UNSUPPORTED;
     static const char *lanes[] = {"waits of kernels that are not made",
                                   "waits of copies to the device that are not made",
                                   "waits of copies to the host that are not made"};
@@ -173,6 +183,7 @@ Result cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
 Result cuEventDestroy_v2(void *event) { delete (Event *)event; return OK; }
 Result cuEventRecord(void *event, void *stream) {
     Guard guard(lock);
+    if (is_captured(stream)) return CAPTURE_UNSUPPORTED;
     Stream *s = (Stream *)stream;
     std::shared_ptr<Mark> mark = std::make_shared<Mark>(Mark{false, 0, s});
     ((Event *)event)->mark = mark;
@@ -187,6 +198,50 @@ Result cuEventSynchronize(void *event) {
     if (mark->secs > host_secs) host_secs = mark->secs;
     return OK;
 }
+static size_t graph_launches, live_graphs;
+size_t standin_graph_launches() { return graph_launches; }
+size_t standin_live_graphs() { return live_graphs; }
+Result cuStreamBeginCapture_v2(void *stream, int mode) {
+    Guard guard(lock);
+    Stream *s = (Stream *)stream;
+    // Of one thread, as others may have devices of their own.
+    if (s->capture || mode != 1) return INVALID;
+    s->capture = new Graph;
+    return OK;
+}
+Result cuStreamEndCapture(void *stream, void **graph) {
+    Guard guard(lock);
+    Stream *s = (Stream *)stream;
+    if (!s->capture) return INVALID;
+    *graph = s->capture;
+    s->capture = nullptr;
+    ++live_graphs;
+    if (!is_fault("a capture that fails")) return OK;
+    delete (Graph *)*graph;
+    --live_graphs;
+    return CAPTURE_UNSUPPORTED;
+}
+Result cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long flags) {
+    Guard guard(lock);
+    *made = new Graph(*(Graph *)graph);
+    ++live_graphs;
+    return flags ? INVALID : OK;
+}
+Result cuGraphLaunch(void *made, void *stream) {
+    Guard guard(lock);
+    if (is_lost) return LAUNCH_FAILED;
+    ++graph_launches;
+    for (const Graph::Node &node : ((Graph *)made)->nodes) give(stream, node.run, (Kind)node.kind, node.n);
+    return OK;
+}
+static Result destroy_graph(void *graph) {
+    Guard guard(lock);
+    delete (Graph *)graph;
+    --live_graphs;
+    return OK;
+}
+Result cuGraphExecDestroy(void *made) { return destroy_graph(made); }
+Result cuGraphDestroy(void *graph) { return destroy_graph(graph); }
 Result cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
     Guard guard(lock);
     // Write-combined memory is not for results.
@@ -250,12 +305,14 @@ Result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *strea
 }
 Result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *stream) {
     Guard guard(lock);
+    if (is_captured(stream)) return CAPTURE_UNSUPPORTED;
     if (!is_live(from, n)) return INVALID;
     give(stream, [=] { memcpy(to, (const void *)from, n); });
     return OK;
 }
 Result cuMemcpy3DAsync_v2(const Copy3d *c, void *stream) {
     Guard guard(lock);
+    if (is_captured(stream)) return CAPTURE_UNSUPPORTED;
     bool to_device = c->src_type == 1 && c->dst_type == 2;
     bool to_host = c->src_type == 2 && c->dst_type == 1;
     if (to_device == to_host || !c->width || !c->height || !c->depth) return INVALID;

@@ -186,6 +186,8 @@ pub fn execute<T: Real>(plan: Plan, leaves: &Tensors<T>, with_libraries: bool) -
     assert!(report.measured.peak_bytes <= promised.peak_bytes);
     assert_eq!(report.measured.h2d_bytes, promised.h2d_bytes);
     assert_eq!(report.measured.d2h_bytes, promised.d2h_bytes);
+    assert_eq!(report.measured.disk_read_bytes, promised.disk_read_bytes);
+    assert_eq!(report.measured.disk_write_bytes, promised.disk_write_bytes);
     report.outputs
 }
 
@@ -193,16 +195,28 @@ pub fn execute<T: Real>(plan: Plan, leaves: &Tensors<T>, with_libraries: bool) -
 /// where the strategy has none.
 pub fn plan_of(net: &Net, strategy: Planning, squeeze: f64, host: bool) -> Option<Plan> {
     let host_bytes = if host { AMPLE } else { 0 };
-    let least = net.least(host_bytes, strategy)?;
-    let device_bytes = least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64;
-    let budget = Budget {
-        device_bytes,
+    plan_beyond(net, strategy, squeeze, [host_bytes, 0])
+}
+
+/// The same with so many bytes of host memory and of disk.
+pub fn plan_beyond(net: &Net, strategy: Planning, squeeze: f64, beyond: [u64; 2]) -> Option<Plan> {
+    let [host_bytes, disk_bytes] = beyond;
+    let beyond = Budget {
+        device_bytes: 0,
         host_bytes,
-        disk_bytes: 0,
+        disk_bytes,
     };
-    match net.plan(budget, strategy) {
+    let least = net.least_in(beyond, strategy)?;
+    let device_bytes = least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64;
+    match net.plan(
+        Budget {
+            device_bytes,
+            ..beyond
+        },
+        strategy,
+    ) {
         Ok(plan) => Some(plan),
-        Err(PlanError::HostTooSmall { .. }) if !host => None,
+        Err(PlanError::HostTooSmall { .. }) if host_bytes < AMPLE => None,
         Err(e) => panic!("{strategy} at {device_bytes}: {e}"),
     }
 }

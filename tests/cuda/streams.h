@@ -34,6 +34,17 @@ struct Stream {
     size_t lane;
     std::deque<Task> tasks;
     double clock_secs = 0;
+    // Where what it is given goes while it is captured.
+    struct Graph *capture = nullptr;
+};
+// What a stream was given while it was captured, with the kind and amount of each.
+struct Graph {
+    struct Node {
+        std::function<void()> run;
+        int kind;
+        double n;
+    };
+    std::vector<Node> nodes;
 };
 struct Event {
     std::shared_ptr<Mark> mark = std::make_shared<Mark>(Mark{true, 0, nullptr});
@@ -44,6 +55,8 @@ static std::vector<Stream *> streams;
 // one to the host; what each has taken, and when the host has come how far.
 enum Kind { KERNEL, TO_DEVICE, TO_HOST, NOTHING };
 static double rates[4], busy_secs[4], host_secs, end_secs;
+// Whether by the clock one task runs at a time, as on a device without copy engines.
+static bool is_in_turn;
 
 // The wait that is not made, counted from the next on; 0 for none.
 static size_t waits, dropped;
@@ -100,6 +113,7 @@ static void step() {
     s->tasks.pop_front();
     double from = task.until ? task.until->secs : task.given_secs;
     if (from > s->clock_secs) s->clock_secs = from;
+    if (is_in_turn && task.secs && end_secs > s->clock_secs) s->clock_secs = end_secs;
     s->clock_secs += task.secs;
     if (s->clock_secs > end_secs) end_secs = s->clock_secs;
     bool is_early = unheeded && !unheeded->done && s == hasty;
@@ -115,6 +129,10 @@ static void drain(Stream *s) {
 }
 
 static void give(void *stream, std::function<void()> run, Kind kind = NOTHING, double n = 0) {
+    if (Graph *graph = ((Stream *)stream)->capture) {
+        graph->nodes.push_back({run, kind, n});
+        return;
+    }
     double secs = n * rates[kind];
     busy_secs[kind] += secs;
     ((Stream *)stream)->tasks.push_back({run, nullptr, host_secs, secs, nullptr, nullptr, 0});

@@ -3,30 +3,44 @@
 use std::sync::Arc;
 
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
-use sstep_kernels::cuda::{self as kernels, Placed};
+use sstep_kernels::cuda::{self as kernels, Placed, Step};
 use sstep_kernels::{Box4, In, Layout, Out, Real, UpdateRule};
 
 use crate::backend::{Backend, HostMemory, Launch, Partial, Place};
-use crate::disk::DiskMap;
+use crate::disk::{DiskMap, PIECE_BYTES};
 use crate::error::ExecError;
 use crate::source::TileSource;
 
+use super::driver::failed;
 use super::pinned::Pinned;
+use super::queue::Queue;
 use super::schedule::{Bytes, Lane};
+use super::spill::Piece;
 use super::{Cuda, copies, driver};
 
 impl<T: Real> Backend<T> for Cuda<T> {
     fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
-        self.order_launch(launch, self.bytes(out))?;
+        let number = self.order_launch(launch, self.bytes(out))?;
         let out = self.placed(out);
         let steps = self.with_task(launch, |task| kernels::compute(task, &out));
-        self.carry_out(&steps)
+        match launch.op {
+            // Its numbers depend on the step's.
+            Op::Dropout { .. } => self.give_alone(steps, number),
+            _ => self.queue(steps, number),
+        }
+    }
+
+    fn begin_step(&mut self) {
+        // What a step that failed has left.
+        self.queue = Queue::default();
+        let _ = self.writer.wait();
+        self.graphs.begin_step();
     }
 
     fn begin(&mut self, op: &Op, partial: &Partial, out: &Ty) -> Result<(), ExecError> {
-        self.order(Lane::Compute, &[], &[self.partial_bytes(partial)])?;
+        let number = self.order_kernels(&[], &[self.partial_bytes(partial)])?;
         let (_, at) = self.partial(partial, out);
-        self.run(&kernels::begin(op, at.address, out))
+        self.queue([Step::Kernel(kernels::begin(op, at.address, out))], number)
     }
 
     fn accumulate(
@@ -35,10 +49,10 @@ impl<T: Real> Backend<T> for Cuda<T> {
         partial: &Partial,
         out: &Ty,
     ) -> Result<(), ExecError> {
-        self.order_launch(launch, self.partial_bytes(partial))?;
+        let number = self.order_launch(launch, self.partial_bytes(partial))?;
         let (state, at) = self.partial(partial, out);
         let steps = self.with_task(launch, |task| kernels::accumulate(task, state, &at));
-        self.carry_out(&steps)
+        self.queue(steps, number)
     }
 
     fn finish(
@@ -53,18 +67,20 @@ impl<T: Real> Backend<T> for Cuda<T> {
             ReductionState::InPlace => Ok(()),
             ReductionState::F64(_) => {
                 let read = self.partial_bytes(partial);
-                self.order(Lane::Compute, &[read], &[self.bytes(out)])?;
+                let number = self.order_kernels(&[read], &[self.bytes(out)])?;
                 let (_, state) = self.partial(partial, &ty);
                 let out = self.placed(out);
-                self.run(&kernels::finish(op, inputs, state.address, &out))
+                let call = kernels::finish(op, inputs, state.address, &out);
+                self.queue([Step::Kernel(call)], number)
             }
         }
     }
 
     fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError> {
-        self.order(Lane::Compute, &[self.bytes(from)], &[self.bytes(to)])?;
+        let number = self.order_kernels(&[self.bytes(from)], &[self.bytes(to)])?;
         let (from, to) = (self.placed(from), self.placed(to));
-        self.run(&kernels::slide(&from, &to, &Box4::lift(keep)))
+        let call = kernels::slide(&from, &to, &Box4::lift(keep));
+        self.queue([Step::Kernel(call)], number)
     }
 
     fn host_memory(&mut self, elems: usize) -> Result<HostMemory<T>, ExecError> {
@@ -82,7 +98,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
     fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
         let from = host.addresses();
         let to = self.bytes(dst);
-        self.order(Lane::ToDevice, &[from], &[to])?;
+        self.order_copy(Lane::ToDevice, &[from], &[to])?;
         let region = Box4::lift(region);
         let dst = self.placed(dst);
         copies::upload(self.stream(Lane::ToDevice), host, &region, &dst)?;
@@ -97,25 +113,59 @@ impl<T: Real> Backend<T> for Cuda<T> {
     ) -> Result<(), ExecError> {
         let from = self.bytes(src);
         let to = host.addresses();
-        self.order(Lane::ToHost, &[from], &[to])?;
+        self.order_copy(Lane::ToHost, &[from], &[to])?;
         let region = Box4::lift(region);
         let placed = self.placed(src);
         copies::download(self.stream(Lane::ToHost), &placed, &region, host)?;
         Ok(())
     }
 
-    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap<'_>) -> Result<(), ExecError> {
-        disk.write_staged(region, |piece, host| {
-            self.download(src, piece, host)?;
-            // The disk's buffer is read as soon as this returns.
-            Ok(self.drain(Lane::ToHost)?)
-        })
+    fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap) -> Result<(), ExecError> {
+        for region in disk.pieces::<T>(region) {
+            let layout = disk.staged::<T>(&region);
+            // All of one size, so that memory serves every piece.
+            let elems = layout.len.max(PIECE_BYTES / size_of::<T>());
+            let context = &self.context;
+            let make = |elems| Ok(Box::new(Pinned::<T>::new(context, elems)?) as HostMemory<T>);
+            let mut memory = self.writer.memory(elems, make)?;
+            let host = Out::new(layout, &mut (*memory).as_mut()[..layout.len]);
+            self.download(src, &region, &host)?;
+            let marked = self.stream(Lane::ToHost).record_event(None);
+            let copied = marked.map_err(failed("marking a copy"))?;
+            self.writer.write(Piece {
+                memory,
+                layout,
+                region,
+                disk: disk.clone(),
+                copied: Box::new(move || {
+                    copied.synchronize().map_err(failed("waiting for a copy"))
+                }),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn unspill(&mut self, disk: &DiskMap, region: &Region, dst: &Place) -> Result<(), ExecError> {
+        self.flush()?;
+        self.writer.wait_for(disk)?;
+        for region in disk.pieces::<T>(region) {
+            let layout = disk.staged::<T>(&region);
+            let mut slot = self.unspilling.take::<T>(layout.len)?;
+            let read = disk.read_dense(&region, slot.elements());
+            let copied =
+                read.and_then(|()| self.upload(&In::new(layout, slot.elements()), &region, dst));
+            let stream = Arc::clone(self.stream(Lane::ToDevice));
+            self.unspilling.give_back(slot, &stream)?;
+            copied?;
+        }
+        Ok(())
     }
 
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        self.order(Lane::Compute, &[self.bytes(src)], &[self.bytes(dst)])?;
+        let number = self.order_kernels(&[self.bytes(src)], &[self.bytes(dst)])?;
         let (src, dst) = (self.placed(src), self.placed(dst));
-        self.run(&kernels::copy(&src, &Box4::lift(region), &dst))
+        let call = kernels::copy(&src, &Box4::lift(region), &dst);
+        self.queue([Step::Kernel(call)], number)
     }
 
     fn read_source(
@@ -128,6 +178,8 @@ impl<T: Real> Backend<T> for Cuda<T> {
         let ty = dst.layout.ty::<T>();
         let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
         let layout = Layout::window(&ty, &capacity, region);
+        // The device computes what it was given while this reads.
+        self.flush()?;
         let mut slot = self.staging.take::<T>(layout.len)?;
         let read = source.read(region, &mut Out::new(layout, slot.elements()));
         let copied = read
@@ -153,28 +205,31 @@ impl<T: Real> Backend<T> for Cuda<T> {
             .chain(slots)
             .map(|p| self.bytes(p))
             .collect();
-        self.order(Lane::Compute, &reads, &writes)?;
+        let number = self.order_kernels(&reads, &writes)?;
         let slots: Vec<Placed> = slots.iter().map(|p| self.placed(p)).collect();
         let (param, grad) = (self.placed(param), self.placed(grad));
-        self.run(&kernels::update(rule, lr, t, &param, &grad, &slots))
+        let call = kernels::update(rule, lr, t, &param, &grad, &slots);
+        self.give_alone([Step::Kernel(call)], number)
     }
 
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {
-        self.order(Lane::ToDevice, &[], &[self.bytes(place)])?;
+        self.order_copy(Lane::ToDevice, &[], &[self.bytes(place)])?;
         let to = self.placed(place);
         copies::write(
             self.stream(Lane::ToDevice),
             to.address,
             &data[..place.layout.len],
         )?;
+        self.schedule.drained(Lane::ToDevice);
         Ok(())
     }
 
     fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
-        self.order(Lane::ToHost, &[self.bytes(place)], &[])?;
+        self.order_copy(Lane::ToHost, &[self.bytes(place)], &[])?;
         let from = self.placed(place);
         let mut data = vec![T::ZERO; place.layout.len];
         copies::read(self.stream(Lane::ToHost), from.address, &mut data)?;
+        self.schedule.drained(Lane::ToHost);
         Ok(data)
     }
 
@@ -182,6 +237,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
         for lane in Lane::ALL {
             self.drain(lane)?;
         }
-        Ok(())
+        self.graphs.end_step();
+        self.writer.wait()
     }
 }

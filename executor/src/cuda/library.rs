@@ -29,7 +29,7 @@ pub(super) trait Library: Send {
 }
 
 /// A library that takes a call.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taker(usize);
 
 /// The libraries there are.

@@ -6,7 +6,8 @@
 //! lists: kernels of ours, or cuDNN and cuBLASLt where they are there and take the
 //! call (`library`). Kernels and copies either way have a stream each;
 //! calls that touch the same bytes keep their order by events (`schedule`), all
-//! others overlap. cudarc loads the driver when a device is opened, so that a program
+//! others overlap. Kernels are given in batches (`queue`), as graphs where the device
+//! would wait for the host (`graphs`). cudarc loads the driver when a device is opened, so that a program
 //! with this backend starts on any machine.
 //!
 //! All `unsafe` of the backend stands in this folder, at the calls of the driver.
@@ -17,11 +18,14 @@ mod copies;
 mod cublaslt;
 mod cudnn;
 mod driver;
+mod graphs;
 mod library;
 mod marks;
 mod module;
 mod pinned;
+mod queue;
 mod schedule;
+mod spill;
 mod staging;
 
 pub use driver::devices;
@@ -32,10 +36,11 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result,
+    CudaContext, CudaFunction, CudaGraph, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
+    result, sys,
 };
 use sstep_autodiff::Ty;
-use sstep_kernels::cuda::{self as kernels, Args, Call, Offer, Placed, Scratch, Step, Task, Work};
+use sstep_kernels::cuda::{self as kernels, Args, Call, Placed, Scratch, Step, Task, Work};
 use sstep_kernels::{Box4, Layout, Real};
 
 use crate::backend::{Launch, Partial, Place};
@@ -44,9 +49,12 @@ use crate::error::ExecError;
 
 use arena::Arena;
 use driver::failed;
+use graphs::{Graphs, How};
 use library::Libraries;
 use marks::Marks;
-use schedule::{Bytes, Lane, Schedule};
+use queue::{Piece, Queue};
+use schedule::{Bytes, Given, Lane, Schedule};
+use spill::Writer;
 use staging::Staging;
 
 /// Blocks of a launch per multiprocessor; what is beyond is done in turns.
@@ -67,12 +75,18 @@ pub struct Cuda<T> {
     streams: [Arc<CudaStream>; 3],
     schedule: Schedule,
     marks: Marks,
+    queue: Queue,
+    graphs: Graphs,
     kernels: BTreeMap<&'static str, CudaFunction>,
     libraries: Libraries,
     arena: Arena,
-    most_blocks: u64,
+    n_processors: u64,
     /// Regions read from a source, on their way to the device.
     staging: Staging,
+    /// Pieces of the spill file, on their way to the device.
+    unspilling: Staging,
+    /// On their way from it.
+    writer: Writer<T>,
     elements: PhantomData<T>,
 }
 
@@ -120,17 +134,21 @@ impl<T: Real> Cuda<T> {
         let streams = [stream()?, stream()?, stream()?];
         let libraries = Libraries::open(&streams[Lane::Compute as usize], T::DTYPE);
         let arena = Arena::new(&context, bytes)?;
-        let most_blocks = BLOCKS_PER_PROCESSOR * driver::n_processors(&context)?;
+        let n_processors = driver::n_processors(&context)?;
         let mut this = Cuda {
             staging: Staging::new(&context),
+            unspilling: Staging::new(&context),
+            writer: Writer::new(),
             marks: Marks::new(&context),
+            queue: Queue::default(),
+            graphs: Graphs::new(true),
             context,
             streams,
             schedule: Schedule::default(),
             kernels,
             libraries,
             arena,
-            most_blocks,
+            n_processors,
             elements: PhantomData,
         };
         this.clear()?;
@@ -144,6 +162,13 @@ impl<T: Real> Cuda<T> {
         self
     }
 
+    /// The same with every kernel given by itself, and none replayed as part of a graph.
+    #[must_use]
+    pub fn without_graphs(mut self) -> Self {
+        self.graphs = Graphs::new(false);
+        self
+    }
+
     /// Libraries that would compute some calls faster, but are not there.
     pub fn missing(&self) -> &[Missing] {
         self.libraries.missing()
@@ -153,7 +178,7 @@ impl<T: Real> Cuda<T> {
     fn clear(&mut self) -> Result<(), DeviceError> {
         let (base, bytes) = (self.arena.base, self.arena.bytes as usize);
         let all: Bytes = base..base + self.arena.bytes;
-        self.order(Lane::Compute, &[], &[all])?;
+        self.schedule.give(Lane::Compute, &[], &[all]);
         let stream = self.stream(Lane::Compute);
         // SAFETY: all of the arena, and nothing else.
         unsafe { result::memset_d8_async(base, 0, bytes, stream.cu_stream()) }
@@ -164,13 +189,36 @@ impl<T: Real> Cuda<T> {
         &self.streams[lane as usize]
     }
 
-    /// Makes what `lane` is given next wait for what it must.
-    fn order(&mut self, lane: Lane, reads: &[Bytes], writes: &[Bytes]) -> Result<(), DeviceError> {
+    /// Makes the copy that `lane` is given next wait for what it must.
+    fn order_copy(
+        &mut self,
+        lane: Lane,
+        reads: &[Bytes],
+        writes: &[Bytes],
+    ) -> Result<(), ExecError> {
+        self.flush()?;
         // All of the stream's last call has been given: this is where it ends.
         let last = self.schedule.last(lane);
         let stream = self.stream(lane).clone();
         self.marks.mark(lane, last, &stream)?;
-        for before in self.schedule.give(lane, reads, writes) {
+        let waits = self.schedule.give(lane, reads, writes);
+        self.wait_for(lane, &waits)?;
+        Ok(())
+    }
+
+    /// Makes the kernels that are queued next wait for what they must. Their number.
+    fn order_kernels(&mut self, reads: &[Bytes], writes: &[Bytes]) -> Result<u64, ExecError> {
+        let waits = self.schedule.give(Lane::Compute, reads, writes);
+        if !waits.is_empty() {
+            // What came before need not wait.
+            self.flush()?;
+        }
+        self.wait_for(Lane::Compute, &waits)?;
+        Ok(self.schedule.last(Lane::Compute))
+    }
+
+    fn wait_for(&mut self, lane: Lane, calls: &[Given]) -> Result<(), DeviceError> {
+        for &before in calls {
             let stream = self.stream(before.lane).clone();
             let last = self.schedule.last(before.lane);
             let end = self.marks.end(before, last, &stream)?;
@@ -184,11 +232,68 @@ impl<T: Real> Cuda<T> {
     }
 
     /// Waits for all of a stream.
-    fn drain(&mut self, lane: Lane) -> Result<(), DeviceError> {
+    fn drain(&mut self, lane: Lane) -> Result<(), ExecError> {
+        self.flush()?;
         let done = self.stream(lane).synchronize();
         done.map_err(failed("waiting"))?;
         self.schedule.drained(lane);
         Ok(())
+    }
+
+    /// Gives the compute stream what is queued for it.
+    fn flush(&mut self) -> Result<(), ExecError> {
+        let Some((pieces, last)) = self.queue.take() else {
+            return Ok(());
+        };
+        let pays = queue::is_launch_bound(&pieces, self.n_processors);
+        match self.graphs.next(&pieces, pays) {
+            How::Direct => self.give(&pieces)?,
+            How::Replayed(graph) => graph.launch().map_err(failed("launching a graph"))?,
+            How::Captured => {
+                let graph = self.capture(&pieces)?;
+                match &graph {
+                    Some(graph) => graph.launch().map_err(failed("launching a graph"))?,
+                    None => self.give(&pieces)?,
+                }
+                self.graphs.hold(pieces, graph);
+            }
+        }
+        let stream = self.stream(Lane::Compute).clone();
+        self.marks.mark(Lane::Compute, last, &stream)?;
+        Ok(())
+    }
+
+    /// Captures what giving these would do; `None` if a library does what cannot be.
+    fn capture(&mut self, pieces: &[Piece]) -> Result<Option<CudaGraph>, DeviceError> {
+        let stream = self.stream(Lane::Compute).clone();
+        // Of this thread alone: others may have devices of their own.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let begun = stream.begin_capture(mode);
+        begun.map_err(failed("beginning a graph"))?;
+        let given = self.give(pieces);
+        // The stream takes calls again only after this, whatever came before.
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        Ok(given.ok().and(graph.ok()).flatten())
+    }
+
+    fn give(&mut self, pieces: &[Piece]) -> Result<(), ExecError> {
+        pieces.iter().try_for_each(|piece| match piece {
+            Piece::Kernel(call) => self.run(Lane::Compute, call),
+            Piece::Library(offer, taker) => {
+                // Libraries ask for the thread's context; launches see to it themselves.
+                let bound = self.context.bind_to_thread();
+                bound.map_err(failed("binding the context"))?;
+                let run = |this: &Self, call: &Option<Call>| {
+                    (call.iter()).try_for_each(|call| this.run(Lane::Compute, call))
+                };
+                run(self, &offer.before)?;
+                if self.libraries.run(*taker, &offer.call, offer.scratch)? {
+                    run(self, &offer.after)
+                } else {
+                    self.run(Lane::Compute, &offer.instead)
+                }
+            }
+        })
     }
 
     /// Bytes of a tensor or a window.
@@ -211,14 +316,14 @@ impl<T: Real> Cuda<T> {
     }
 
     /// Orders kernels that read the inputs of `launch` and write `out`, with scratch.
-    fn order_launch(&mut self, launch: &Launch<'_>, out: Bytes) -> Result<(), DeviceError> {
+    fn order_launch(&mut self, launch: &Launch<'_>, out: Bytes) -> Result<u64, ExecError> {
         let reads: Vec<Bytes> = launch.inputs.iter().map(|p| self.bytes(p)).collect();
         let scratch = launch.workspace.map(|(offset, bytes)| {
             let base = self.arena.at(offset, bytes);
             base..base + bytes
         });
         let writes: Vec<Bytes> = [out].into_iter().chain(scratch).collect();
-        self.order(Lane::Compute, &reads, &writes)
+        self.order_kernels(&reads, &writes)
     }
 
     fn placed(&self, place: &Place) -> Placed {
@@ -229,7 +334,8 @@ impl<T: Real> Cuda<T> {
         }
     }
 
-    fn run(&self, call: &Call) -> Result<(), ExecError> {
+    /// Launches a kernel.
+    fn run(&self, lane: Lane, call: &Call) -> Result<(), ExecError> {
         let function = &self.kernels[call.kernel];
         let threads = u64::from(kernels::BLOCK_THREADS);
         let blocks = match call.work {
@@ -239,13 +345,14 @@ impl<T: Real> Cuda<T> {
         if blocks == 0 {
             return Ok(());
         }
+        let most_blocks = BLOCKS_PER_PROCESSOR * self.n_processors;
         let config = LaunchConfig {
-            grid_dim: (blocks.min(self.most_blocks) as u32, 1, 1),
+            grid_dim: (blocks.min(most_blocks) as u32, 1, 1),
             block_dim: (kernels::BLOCK_THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
         let block = Block(call.args);
-        let mut launch = self.stream(Lane::Compute).launch_builder(function);
+        let mut launch = self.stream(lane).launch_builder(function);
         // SAFETY: every kernel takes one block; its views lie within the arena, as
         // `placed` checked, and hold what the verified plan says.
         let launched = unsafe { launch.arg(&block).launch(config) };
@@ -253,27 +360,45 @@ impl<T: Real> Cuda<T> {
         Ok(())
     }
 
-    /// Carries the steps of an op out.
-    fn carry_out(&mut self, steps: &[Step]) -> Result<(), ExecError> {
-        steps.iter().try_for_each(|step| match step {
-            Step::Kernel(call) => self.run(call),
-            Step::Offer(offer) => self.offer(offer),
-        })
+    /// Queues kernels of call `number`.
+    fn queue(
+        &mut self,
+        steps: impl IntoIterator<Item = Step>,
+        number: u64,
+    ) -> Result<(), ExecError> {
+        for step in steps {
+            let piece = match step {
+                Step::Kernel(call) => Piece::Kernel(call),
+                // A library does what it takes, and our kernels the rest.
+                Step::Offer(offer) => match self.libraries.taker(&offer.call, offer.scratch) {
+                    Some(taker) => Piece::Library(offer, taker),
+                    None => Piece::Kernel(offer.instead),
+                },
+            };
+            self.queue.push(piece, number);
+        }
+        if self.queue.is_full() {
+            self.flush()?;
+        }
+        Ok(())
     }
 
-    /// Has a library do what it takes, and our kernels the rest.
-    fn offer(&mut self, offer: &Offer) -> Result<(), ExecError> {
-        // Libraries ask for the thread's context; launches see to it themselves.
-        let bound = self.context.bind_to_thread();
-        bound.map_err(failed("binding the context"))?;
-        let (call, scratch) = (&offer.call, offer.scratch);
-        if let Some(taker) = self.libraries.taker(call, scratch) {
-            offer.before.iter().try_for_each(|call| self.run(call))?;
-            if self.libraries.run(taker, call, scratch)? {
-                return offer.after.iter().try_for_each(|call| self.run(call));
+    /// Gives kernels that another step would give other arguments: by themselves.
+    fn give_alone(
+        &mut self,
+        steps: impl IntoIterator<Item = Step>,
+        number: u64,
+    ) -> Result<(), ExecError> {
+        self.flush()?;
+        for step in steps {
+            match step {
+                Step::Kernel(call) => self.run(Lane::Compute, &call)?,
+                Step::Offer(offer) => self.run(Lane::Compute, &offer.instead)?,
             }
         }
-        self.run(&offer.instead)
+        let stream = self.stream(Lane::Compute).clone();
+        self.marks.mark(Lane::Compute, number, &stream)?;
+        Ok(())
     }
 
     fn with_task<R>(&self, launch: &Launch<'_>, run: impl FnOnce(&Task<'_>) -> R) -> R {

@@ -12,7 +12,7 @@ pub struct Placed {
 }
 
 /// A box of a tensor lifted to `[N, C, D, H, W]`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct View {
     base: u64,
@@ -46,7 +46,7 @@ pub(super) fn signed(n: usize) -> i64 {
 }
 
 /// What a kernel is told. Which fields it reads stands beside it in the sources.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct Args {
     pub(super) out: View,

@@ -38,7 +38,7 @@ pub struct Scratch {
 }
 
 /// A call that a library may take.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Offer {
     /// To be run first if it takes the call.
     pub before: Option<Call>,
@@ -53,7 +53,7 @@ pub struct Offer {
 }
 
 /// What a library computes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum LibraryCall {
     /// For cuDNN.
     Convolution(Convolution),
@@ -107,7 +107,7 @@ pub struct Shapes {
 }
 
 /// A convolution, or one of its gradients.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Convolution {
     /// What of.
     pub shapes: Shapes,
@@ -135,7 +135,7 @@ pub struct MatmulShapes {
 }
 
 /// A product of matrices.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matmul {
     /// What of.
     pub shapes: MatmulShapes,

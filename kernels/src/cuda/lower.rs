@@ -23,7 +23,7 @@ pub enum Work {
 }
 
 /// One kernel launch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Call {
     /// Name of the kernel.
     pub kernel: &'static str,

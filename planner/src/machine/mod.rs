@@ -2,10 +2,12 @@
 //!
 //! The planner compares plans by predicted seconds; every rate it uses is here, so
 //! the same tape, machine and budget give the same plan. A profile is measured by
-//! `sstep calibrate` and kept as JSON with a version; the one that is built in was
-//! measured so, on two cores with AVX2, and serves until then.
+//! `sstep calibrate` and kept as JSON with a version. Two are built in and serve until
+//! then: one measured so, on two cores with AVX2, and one of a GPU, from what its vendor
+//! publishes (`peaks`).
 
 mod family;
+mod peaks;
 mod rates;
 
 use std::collections::BTreeMap;
@@ -87,6 +89,8 @@ pub struct Links {
     pub source_bytes_per_sec: f64,
     /// See [`Machine::launch_secs`].
     pub launch_secs: f64,
+    /// See [`Machine::copies_overlap`].
+    pub copies_overlap: bool,
 }
 
 static BUILT_IN: LazyLock<Machine> = LazyLock::new(|| {
@@ -99,8 +103,22 @@ impl Machine {
         BUILT_IN.clone()
     }
 
+    /// The built-in profile of a GPU of the H200's class, from what is published of it:
+    /// nobody has measured it.
+    pub fn gpu_default() -> Self {
+        peaks::h200()
+    }
+
+    /// A built-in profile by name: `cpu` or `h200`.
+    pub fn built_in(name: &str) -> Option<Self> {
+        match name {
+            "cpu" => Some(Machine::cpu_default()),
+            "h200" => Some(Machine::gpu_default()),
+            _ => None,
+        }
+    }
+
     /// A profile from what was measured. `kernels` holds a table for every family.
-    /// Copies are taken to use what computes ([`Machine::copies_overlap`]).
     ///
     /// # Errors
     /// [`PlanError::Profile`] if a family or a usable number is missing.
@@ -116,7 +134,7 @@ impl Machine {
             version: PROFILE_VERSION,
             name,
             threads,
-            copies_overlap: false,
+            copies_overlap: links.copies_overlap,
             h2d_bytes_per_sec: links.h2d_bytes_per_sec,
             d2h_bytes_per_sec: links.d2h_bytes_per_sec,
             disk_read_bytes_per_sec: links.disk_read_bytes_per_sec,
@@ -368,6 +386,29 @@ mod tests {
         let machine = Machine::cpu_default();
         let again = Machine::from_json(&machine.to_json()).expect("a profile");
         assert_eq!(again, machine);
+    }
+
+    #[test]
+    fn a_built_in_gpu_is_a_profile_of_one() {
+        let gpu = Machine::built_in("h200").expect("there is one");
+        assert_eq!(Machine::from_json(&gpu.to_json()).expect("a profile"), gpu);
+        assert!(gpu.copies_overlap && gpu.name.contains("not measured"));
+        assert!(Machine::built_in("abacus").is_none());
+        // No family is faster than the device can be, none slower than a CPU on large
+        // calls, and larger calls are never slower per unit of work.
+        let cpu = Machine::cpu_default();
+        for family in Family::all() {
+            let (table, most) = match family.unit() {
+                Unit::Flops => (gpu.rates(family), 67e12),
+                Unit::Bytes => (gpu.rates(family), 4.8e12),
+            };
+            for (row, &width) in table.per_sec.iter().zip(&table.widths) {
+                assert!(row.windows(2).all(|pair| pair[0] <= pair[1]), "{family}");
+                let largest = row[row.len() - 1];
+                let of_cpu = cpu.rates(family).per_sec(width, f64::MAX);
+                assert!(of_cpu < largest && largest < most, "{family} at {width}");
+            }
+        }
     }
 
     #[test]
