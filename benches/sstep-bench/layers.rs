@@ -263,7 +263,7 @@ impl Operands {
 
     fn call(&mut self, layer: &Layer, what: What, algo: ConvAlgo) {
         let attrs = ConvAttrs { algo, ..self.attrs };
-        let [x, y, w] = self.values.each_mut().map(|values| floats(values));
+        let [x, y, w] = self.values.each_mut().map(floats);
         let [x_layout, y_layout, w_layout] = [&self.x, &self.y, &self.w].map(Layout::whole);
         let whole = |ty| Box4::lift(&Region::whole(ty));
         let job = |op, region, inputs| Job {

@@ -7,8 +7,8 @@
 use crate::real::Real;
 
 /// Bytes of one call's output from which on it bypasses the cache: as much as a
-/// usual last-level cache holds.
-const LARGE_BYTES: usize = 32 << 20;
+/// usual last-level cache holds; little in tests, whose maps are small.
+const LARGE_BYTES: usize = if cfg!(test) { 2 << 10 } else { 32 << 20 };
 
 /// Whether so many elements should bypass the cache.
 pub(super) fn worthwhile<T: Real>(elems: usize) -> bool {
