@@ -69,18 +69,11 @@ impl FromStr for Device {
 }
 
 /// How a CUDA device is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceOptions {
     /// Whether kernels that steps repeat may be replayed as CUDA graphs, where the device
-    /// would wait for the host otherwise. The results have the same bits either way.
+    /// would wait for the host otherwise. Not by default: no device has run them yet.
     pub graphs: bool,
-}
-
-impl Default for DeviceOptions {
-    /// With graphs.
-    fn default() -> Self {
-        DeviceOptions { graphs: true }
-    }
 }
 
 /// A CUDA device that there is.

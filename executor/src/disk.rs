@@ -196,6 +196,7 @@ impl DiskMap {
     }
 
     /// Where in the file it lies: what tells tensors apart that are there at one time.
+    #[cfg(feature = "cuda")]
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
@@ -213,6 +214,7 @@ impl DiskMap {
     }
 
     /// A dense buffer for all channels of a region.
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn staged<T: Real>(&self, region: &Region) -> Layout {
         let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
         Layout::window(&self.layout.ty::<T>(), &capacity, region)
@@ -220,6 +222,7 @@ impl DiskMap {
 
     /// A region in pieces of [`PIECE_BYTES`] at most, cut along its first axes so
     /// that rows stay long.
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn pieces<T: Real>(&self, region: &Region) -> Vec<Region> {
         let point_bytes = self.layout.dims[1] * size_of::<T>();
         let mut pieces = Vec::new();

@@ -141,17 +141,17 @@ pub struct DeviceArgs {
     /// is one. `sstep info --devices` lists them.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     device: Device,
-    /// Give a CUDA device every kernel by itself: without CUDA graphs, which stand for
-    /// the small kernels of a tile loop from the third step on.
+    /// Replay the small kernels of a tile loop as CUDA graphs from the third step on.
+    /// Off unless asked for: no device has run them yet.
     #[arg(long)]
-    no_graphs: bool,
+    graphs: bool,
 }
 
 impl DeviceArgs {
     /// How it is used.
     pub fn options(self) -> DeviceOptions {
         DeviceOptions {
-            graphs: !self.no_graphs,
+            graphs: self.graphs,
         }
     }
 
