@@ -110,8 +110,8 @@ fn steps_are_replayed_and_give_the_same_bits() {
     match std::env::var("SSTEP_FAULT").unwrap().as_str() {
         // A library that cannot be captured is called as ever.
         "a capture that fails" => assert_eq!(launches(), 0),
-        // Steps 2 to 8, apart from what reading and setting parameters changes.
-        _ => assert!(launches() >= 12, "{}", launches()),
+        // In every step from the second on, whatever is read or set in between.
+        _ => assert!(launches() >= 7, "{}", launches()),
     }
     assert_eq!(counted(driver(), "standin_live_graphs"), 0);
 }
@@ -126,6 +126,9 @@ fn a_wait_around_a_graph_that_is_not_made_is_found() {
     }
     let (net, plan) = training();
     let values = leaves::<f64>(&net.tape, 7);
+    // Another image in the step that counts, or what the step before has left in memory
+    // would do as well where only its sign is asked for.
+    let (_, other) = on(&plan, true, &leaves::<f64>(&net.tape, 8));
     // The outputs of the fifth step, which is replayed.
     let fifth = |dropped: usize, slow: usize| {
         let (mut executor, feeds) = on(&plan, true, &values);
@@ -143,7 +146,8 @@ fn a_wait_around_a_graph_that_is_not_made_is_found() {
                 seed: 3,
                 update: Some((RULE, 0.05)),
             };
-            let report = executor.step(&feeds, &how, &mut |_| {}).unwrap();
+            let feeds = if step == 4 { &other } else { &feeds };
+            let report = executor.step(feeds, &how, &mut |_| {}).unwrap();
             outputs = report.outputs.into_values().map(|t| t.data).collect();
             let names: Vec<String> = executor.params().into_iter().map(|p| p.0).collect();
             if step == 4 {
@@ -158,11 +162,11 @@ fn a_wait_around_a_graph_that_is_not_made_is_found() {
     for slow in [0, 1, 2] {
         let before = counted(driver(), "standin_graph_launches");
         let (waits, _, want) = fifth(0, slow);
-        assert!(counted(driver(), "standin_graph_launches") >= before + 6);
+        assert!(counted(driver(), "standin_graph_launches") >= before + 4);
         for k in 1..=waits {
             let (_, (who, for_whom), got) = fifth(k, slow);
             if who < 3 && for_whom == slow {
-                assert_ne!(got, want, "wait {k} of {who} for {for_whom} was not missed");
+                assert!(got != want, "wait {k} of {who} for {for_whom} was not missed");
                 found[who][for_whom] += 1;
             }
         }
