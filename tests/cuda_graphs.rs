@@ -166,7 +166,10 @@ fn a_wait_around_a_graph_that_is_not_made_is_found() {
         for k in 1..=waits {
             let (_, (who, for_whom), got) = fifth(k, slow);
             if who < 3 && for_whom == slow {
-                assert!(got != want, "wait {k} of {who} for {for_whom} was not missed");
+                assert!(
+                    got != want,
+                    "wait {k} of {who} for {for_whom} was not missed"
+                );
                 found[who][for_whom] += 1;
             }
         }
