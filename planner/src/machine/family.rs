@@ -160,8 +160,20 @@ impl Family {
     pub fn unit(self) -> Unit {
         match self {
             Family::Conv(..) => Unit::Flops,
-            // All others are bound by memory.
-            _ => Unit::Bytes,
+            Family::Dense
+            | Family::Pointwise
+            | Family::Function
+            | Family::Norm
+            | Family::NormGrad
+            | Family::Pool
+            | Family::PoolGrad
+            | Family::Upsample
+            | Family::UpsampleGrad
+            | Family::Reduction
+            | Family::Statistics
+            | Family::Loss
+            | Family::Optimiser
+            | Family::Copy => Unit::Bytes,
         }
     }
 }
