@@ -19,10 +19,7 @@ use sstep_kernels::{Box4, In, Layout, Real};
 use crate::error::ExecError;
 
 /// Bytes at most of the pieces that a region is cut into on its way by the host.
-#[cfg_attr(
-    not(any(test, feature = "cuda")),
-    expect(dead_code, reason = "the CPU has a shorter way")
-)]
+#[cfg(any(feature = "cuda", test))]
 pub(crate) const PIECE_BYTES: usize = 4 << 20;
 
 /// Says whether a folder can hold a spill file, before minutes of planning.

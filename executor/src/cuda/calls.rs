@@ -16,6 +16,7 @@ use super::pinned::Pinned;
 use super::queue::Queue;
 use super::schedule::{Bytes, Lane};
 use super::spill::Piece;
+use super::staging::Staging;
 use super::{Cuda, copies, driver};
 
 impl<T: Real> Backend<T> for Cuda<T> {
@@ -150,13 +151,8 @@ impl<T: Real> Backend<T> for Cuda<T> {
         self.writer.wait_for(disk)?;
         for region in disk.pieces::<T>(region) {
             let layout = disk.staged::<T>(&region);
-            let mut slot = self.unspilling.take::<T>(layout.len)?;
-            let read = disk.read_dense(&region, slot.elements());
-            let copied =
-                read.and_then(|()| self.upload(&In::new(layout, slot.elements()), &region, dst));
-            let stream = Arc::clone(self.stream(Lane::ToDevice));
-            self.unspilling.give_back(slot, &stream)?;
-            copied?;
+            let read = |to: &mut [T]| disk.read_dense(&region, to);
+            self.upload_by(|this| &mut this.unspilling, layout, &region, dst, read)?;
         }
         Ok(())
     }
@@ -180,14 +176,11 @@ impl<T: Real> Backend<T> for Cuda<T> {
         let layout = Layout::window(&ty, &capacity, region);
         // The device computes what it was given while this reads.
         self.flush()?;
-        let mut slot = self.staging.take::<T>(layout.len)?;
-        let read = source.read(region, &mut Out::new(layout, slot.elements()));
-        let copied = read
-            .map_err(ExecError::reading(name))
-            .and_then(|()| self.upload(&In::new(layout, slot.elements()), region, dst));
-        let stream = Arc::clone(self.stream(Lane::ToDevice));
-        self.staging.give_back(slot, &stream)?;
-        copied
+        let read = |to: &mut [T]| {
+            let read = source.read(region, &mut Out::new(layout, to));
+            read.map_err(ExecError::reading(name))
+        };
+        self.upload_by(|this| &mut this.staging, layout, region, dst, read)
     }
 
     fn update(
@@ -239,5 +232,25 @@ impl<T: Real> Backend<T> for Cuda<T> {
         }
         self.graphs.end_step();
         self.writer.wait()
+    }
+}
+
+impl<T: Real> Cuda<T> {
+    /// Copies to the device what `read` puts into a buffer of `staging`.
+    fn upload_by(
+        &mut self,
+        staging: impl Fn(&mut Self) -> &mut Staging,
+        layout: Layout,
+        region: &Region,
+        dst: &Place,
+        read: impl FnOnce(&mut [T]) -> Result<(), ExecError>,
+    ) -> Result<(), ExecError> {
+        let mut slot = staging(self).take::<T>(layout.len)?;
+        let copied = read(slot.elements())
+            .and_then(|()| self.upload(&In::new(layout, slot.elements()), region, dst));
+        // Whatever came of it, the buffer serves the next.
+        let stream = Arc::clone(self.stream(Lane::ToDevice));
+        staging(self).give_back(slot, &stream)?;
+        copied
     }
 }

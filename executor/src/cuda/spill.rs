@@ -5,6 +5,7 @@
 //! step, wait for what was to be written there; what the disk says is told then at the
 //! latest.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -38,7 +39,7 @@ pub(super) struct Writer<T> {
     running: Option<Running<T>>,
     spare: Vec<HostMemory<T>>,
     /// Offsets in the file of the tensors whose pieces are being written, oldest first.
-    pending: std::collections::VecDeque<u64>,
+    pending: VecDeque<u64>,
 }
 
 struct Running<T> {
@@ -54,7 +55,7 @@ impl<T: Real> Writer<T> {
         Writer {
             running: None,
             spare: Vec::new(),
-            pending: std::collections::VecDeque::new(),
+            pending: VecDeque::new(),
         }
     }
 
