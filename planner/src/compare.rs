@@ -63,8 +63,29 @@ pub fn compare(
         }
         None
     };
+    // In order, whatever the number of threads.
+    let rivals = |below: f64| -> Vec<(usize, Made)> {
+        (Strategy::ALL.par_iter())
+            .filter(|rival| **rival != Strategy::Optimal)
+            .filter_map(|&rival| quick(rival, below))
+            .collect()
+    };
+    // What they found, and below what.
+    let mut others: Option<(f64, Vec<(usize, Made)>)> = None;
     let (mut best, mut bound_secs) = match strategy {
-        Strategy::Optimal => optimal(&planners, &least_secs)?,
+        Strategy::Optimal => {
+            let starts = starts(&planners, &least_secs);
+            let known = starts.first().map_or(f64::INFINITY, |(_, s)| s.secs());
+            if known.is_finite() {
+                // Solving is the work of one thread, looking at the others of another.
+                let (improved, found) =
+                    rayon::join(|| optimal(&planners, starts), || rivals(known));
+                others = Some((known, found));
+                improved?
+            } else {
+                optimal(&planners, starts)?
+            }
+        }
         _ => (quick(strategy, f64::INFINITY), None),
     };
     if best.is_none()
@@ -78,12 +99,12 @@ pub fn compare(
         return Err(PlanError::Solver { status });
     };
     if strategy == Strategy::Optimal {
-        // In order, whatever the number of threads.
-        let rivals: Vec<Option<(usize, Made)>> = (Strategy::ALL.par_iter())
-            .filter(|rival| **rival != strategy)
-            .map(|&rival| quick(rival, made.secs()))
-            .collect();
-        for (of, other) in rivals.into_iter().flatten() {
+        // Packing may have made it slower than it began.
+        let others = match others {
+            Some((known, found)) if made.secs() <= known => found,
+            _ => rivals(made.secs()),
+        };
+        for (of, other) in others {
             if other.secs() < made.secs() {
                 (at, made) = (of, other);
             }
@@ -111,19 +132,23 @@ const WORTH: f64 = 1.1;
 /// A plan, and which planner made it.
 type Best = Option<(usize, Made)>;
 
-/// The best plan in the large space of any program, and what none of that program
-/// takes less than.
-fn optimal(planners: &[Planner<'_>], least_secs: &[f64]) -> Result<(Best, Option<f64>), PlanError> {
+/// How many programs are worked on at once while nothing is known that could cut
+/// others short.
+const AT_ONCE: usize = 2;
+
+/// What quick searches of the promising programs come to, the fastest first.
+fn starts(planners: &[Planner<'_>], least_secs: &[f64]) -> Vec<(usize, Start)> {
     let mut order: Vec<usize> = (0..planners.len()).collect();
     order.sort_by(|&a, &b| least_secs[a].total_cmp(&least_secs[b]).then(a.cmp(&b)));
     // What is known to be possible; a program that cannot beat it is not looked at.
     let mut known = f64::INFINITY;
     let mut starts: Vec<(usize, Start)> = Vec::new();
-    for at in order {
-        if least_secs[at] >= known {
-            continue;
-        }
-        if let Some(start) = planners[at].start() {
+    for group in order.chunks(AT_ONCE) {
+        let found: Vec<(usize, Start)> = (group.par_iter())
+            .filter(|at| least_secs[**at] < known)
+            .filter_map(|&at| Some((at, planners[at].start()?)))
+            .collect();
+        for (at, start) in found {
             known = known.min(start.secs());
             starts.push((at, start));
         }
@@ -131,12 +156,21 @@ fn optimal(planners: &[Planner<'_>], least_secs: &[f64]) -> Result<(Best, Option
     // Where memory is short the first choices may only just not fit.
     starts.retain(|(_, s)| s.secs() <= known * WORTH || s.secs().is_infinite());
     starts.sort_by(|(_, a), (_, b)| a.secs().total_cmp(&b.secs()));
+    starts
+}
+
+/// The best plan in the large space of any program, and what none of that program
+/// takes less than.
+fn optimal(
+    planners: &[Planner<'_>],
+    starts: Vec<(usize, Start)>,
+) -> Result<(Best, Option<f64>), PlanError> {
     let mut best: Best = None;
     let mut bound_secs: Option<f64> = None;
     let mut starts = starts.into_iter();
-    // The most promising one alone: what it reaches is what the others must beat.
+    // The most promising ones first: what they reach is what the others must beat.
     loop {
-        let together = if best.is_none() { 1 } else { usize::MAX };
+        let together = if best.is_none() { AT_ONCE } else { usize::MAX };
         let group: Vec<(usize, Start)> = starts.by_ref().take(together).collect();
         if group.is_empty() {
             return Ok((best, bound_secs));
