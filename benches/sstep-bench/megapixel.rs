@@ -1,11 +1,13 @@
 //! What a megapixel costs as images grow and the cap does not.
 //!
 //! A step that stores everything of a small image is the measure; larger ones
-//! are planned under one fixed cap. Images lie in memory, twelve bytes a pixel.
+//! are planned under one fixed cap. Images are computed where they are read, so
+//! that they take no memory beside the plan's.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
-use sstep::{Budget, ByteSize, SessionOptions, Strategy};
+use sstep::{Budget, ByteSize, Session, SessionOptions, Strategy};
 
 use crate::Outcome;
 use crate::step::{Net, NetNorm, image, median};
@@ -26,9 +28,18 @@ pub struct Args {
     /// The cap.
     #[arg(long, default_value = "512MiB")]
     budget: ByteSize,
+    /// The network's norm.
+    #[arg(long, value_enum, default_value_t = NetNorm::Group)]
+    norm: NetNorm,
     /// Host memory that plans may use.
     #[arg(long, default_value = "0B")]
     host: ByteSize,
+    /// Disk space that plans may use.
+    #[arg(long, default_value = "0B")]
+    disk: ByteSize,
+    /// Folder of the spill file; by default the system's for temporary files.
+    #[arg(long, value_name = "DIR")]
+    disk_dir: Option<PathBuf>,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -56,22 +67,22 @@ pub fn run(args: &Args) -> Outcome {
         "predicted",
         "device",
         "host",
+        "disk",
     ]);
     let mut untiled = None;
-    let wanted = std::iter::once((args.untiled, Strategy::StoreAll, 1 << 40, args.rounds + 1));
-    let capped = |&size| (size, Strategy::Optimal, args.budget.0, args.rounds);
-    for (size, strategy, device_bytes, steps) in wanted.chain(args.sizes.iter().map(capped)) {
-        let budget = Budget {
-            device_bytes,
-            host_bytes: args.host.0,
-            disk_bytes: 0,
-        };
-        let options = SessionOptions {
-            strategy,
-            ..SessionOptions::new(budget)
-        };
-        let mut session = args.net.session(NetNorm::Group, options)?;
+    let wanted = std::iter::once((args.untiled, Strategy::StoreAll, args.rounds + 1));
+    let capped = |&size| (size, Strategy::Optimal, args.rounds);
+    for (size, strategy, steps) in wanted.chain(args.sizes.iter().map(capped)) {
         let image = image(size)?;
+        let device_bytes = match strategy {
+            // The arena is as large as the budget: no larger than what is used.
+            Strategy::StoreAll => {
+                let mut all = session(args, strategy, 1 << 40)?;
+                all.plan(image.shape().dims())?.predicted.peak_bytes
+            }
+            _ => args.budget.0,
+        };
+        let mut session = session(args, strategy, device_bytes)?;
         let started = Instant::now();
         let predicted = match session.plan(image.shape().dims()) {
             Ok(plan) => plan.predicted,
@@ -81,7 +92,7 @@ pub fn run(args: &Args) -> Outcome {
             }
         };
         let plan_secs = started.elapsed().as_secs_f64();
-        let (mut secs, mut bytes) = (Vec::new(), [0, 0]);
+        let (mut secs, mut bytes) = (Vec::new(), [0; 3]);
         for round in 0..steps {
             let label = args.net.label(size)?;
             let step = session.step(image.clone(), label, 0.0, &mut |_| {})?;
@@ -91,7 +102,11 @@ pub fn run(args: &Args) -> Outcome {
             if round > 0 || steps == 1 {
                 secs.push(measured.secs);
             }
-            bytes = [measured.peak_bytes, measured.host_peak_bytes];
+            bytes = [
+                measured.peak_bytes,
+                measured.host_peak_bytes,
+                measured.disk_peak_bytes,
+            ];
         }
         let Some(secs) = median(&secs) else { continue };
         let per_megapixel = secs / (size * size) as f64 * 1e6;
@@ -110,6 +125,7 @@ pub fn run(args: &Args) -> Outcome {
             Cell::number(predicted.secs, 2),
             Cell::new(ByteSize(bytes[0]).to_string(), bytes[0]),
             Cell::new(ByteSize(bytes[1]).to_string(), bytes[1]),
+            Cell::new(ByteSize(bytes[2]).to_string(), bytes[2]),
         ]);
     }
     if !args.json {
@@ -117,4 +133,24 @@ pub fn run(args: &Args) -> Outcome {
     }
     table.print(args.json);
     Ok(())
+}
+
+fn session(
+    args: &Args,
+    strategy: Strategy,
+    device_bytes: u64,
+) -> Result<Session<f32>, Box<dyn std::error::Error>> {
+    let budget = Budget {
+        device_bytes,
+        host_bytes: args.host.0,
+        disk_bytes: args.disk.0,
+    };
+    let mut options = SessionOptions {
+        strategy,
+        ..SessionOptions::new(budget)
+    };
+    if let Some(dir) = &args.disk_dir {
+        options.disk_dir.clone_from(dir);
+    }
+    args.net.session(args.norm, options)
 }

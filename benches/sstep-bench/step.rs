@@ -3,7 +3,8 @@
 //!
 //! Caps are fractions of what storing everything takes. All contenders take
 //! turns, round by round; medians are compared. "Host" is memory of this machine
-//! as well, so a fair account of a plan's memory is the sum of both columns.
+//! as well, so a fair account of a plan's memory is the sum of both columns. Images
+//! are computed where they are read and take none.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use sstep::nn::{ModelSpec, Norm};
-use sstep::source::{ArraySource, TileSource};
+use sstep::source::{ComputedSource, Position, TileSource};
 use sstep::{
     Budget, ByteSize, Device, Feed, Measured, Profile, Session, SessionOptions, Shape, Strategy,
 };
@@ -131,9 +132,8 @@ impl Net {
         Ok(match self {
             Net::Resnet18 | Net::Resnet34 => Feed::Flat(vec![1.0]),
             Net::Unet32 => {
-                let labels = vec![0.0; size * size];
                 let shape = Shape::map(1, 1, &[size, size]);
-                Feed::Source(Arc::new(ArraySource::new(shape, labels)?))
+                Feed::Source(Arc::new(ComputedSource::new(shape, |_| 0.0)?))
             }
         })
     }
@@ -251,11 +251,20 @@ fn session(
     args.net.session(args.norm, options)
 }
 
-/// A square image of three channels.
+/// A square image of three channels, computed where it is read: it takes no
+/// memory of its own, at any size.
 pub fn image(size: usize) -> Result<Arc<dyn TileSource<f32>>, Box<dyn std::error::Error>> {
     let shape = Shape::map(1, 3, &[size, size]);
-    let pixels = (0..shape.elems()).map(|i| (i % 251) as f32 / 251.0);
-    Ok(Arc::new(ArraySource::new(shape, pixels.collect())?))
+    Ok(Arc::new(ComputedSource::new(shape, pixel)?))
+}
+
+/// Noise in `[0, 1)`: 24 bits of the position's hash, as many as an `f32` holds.
+pub fn pixel([_, c, z, y, x]: Position) -> f32 {
+    let plane = (c as u64) << 62 ^ (z as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut z = (plane ^ (y as u64) << 31 ^ x as u64).wrapping_add(1);
+    z = (z ^ z >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    z = (z ^ z >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (z >> 40) as f32 / (1 << 24) as f32
 }
 
 fn print(args: &Args, ours: Vec<Contender>, theirs: [(&str, Vec<f64>, f64); 2]) {

@@ -2,7 +2,8 @@
 //!
 //! A slide of 100 000 × 100 000 pixels is 30 GB decoded. The executor asks for
 //! the box that the next tile needs; a [`TileSource`] fetches it, from an array
-//! ([`ArraySource`]) or from a tiled, pyramidal TIFF ([`SlideSource`]). What a
+//! ([`ArraySource`]), from a function of the position ([`ComputedSource`]) or
+//! from a tiled, pyramidal TIFF ([`SlideSource`]). What a
 //! plan reads is known in advance, so the executor also announces boxes with
 //! [`TileSource::prefetch`], and read-ahead threads decode them while the
 //! network computes.
@@ -13,6 +14,7 @@
 mod array;
 mod cache;
 mod codec;
+mod computed;
 mod directory;
 mod error;
 mod file;
@@ -24,6 +26,7 @@ use sstep_autodiff::{Region, Shape};
 use sstep_kernels::{Out, Real};
 
 pub use array::ArraySource;
+pub use computed::{ComputedSource, Position};
 pub use error::SourceError;
 pub use file::{Compression, LevelInfo, SlideFile, SlideInfo};
 pub use slide::{Crop, SlideOptions, SlideSource};
