@@ -1,7 +1,13 @@
-//! Training steps of built-in networks, as cases to plan.
+//! Training steps of built-in networks, as cases to plan and to run.
 
-use sstep::nn::{ModelSpec, Norm, build};
-use sstep::{StepSpec, Tape, backward};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sstep::nn::{Init, ModelSpec, Norm, build};
+use sstep::source::ComputedSource;
+use sstep::{Feed, Feeds, Shape, StepSpec, Tape, backward};
+
+use crate::step::pixel;
 
 /// A step on a tape.
 pub struct Case {
@@ -9,6 +15,33 @@ pub struct Case {
     pub tape: Tape,
     /// What it is run for.
     pub spec: StepSpec,
+    /// How each parameter starts, by its name.
+    pub inits: BTreeMap<String, Init>,
+    image: (String, Shape),
+    /// A class per image, or a map of them.
+    labels: (String, Shape),
+}
+
+impl Case {
+    /// An image and labels that are the same in every run, and take no memory where
+    /// they are maps.
+    ///
+    /// # Errors
+    /// If a source cannot be made of them.
+    pub fn feeds(&self) -> Result<Feeds<f32>, Box<dyn std::error::Error>> {
+        let (image, shape) = &self.image;
+        let pixels = ComputedSource::new(*shape, pixel)?;
+        let (labels, shape) = &self.labels;
+        let label = if shape.dims().len() > 2 {
+            Feed::Source(Arc::new(ComputedSource::new(*shape, |_| 0.0)?))
+        } else {
+            Feed::Flat(vec![1.0; shape.elems()])
+        };
+        Ok(Feeds::from([
+            (image.clone(), Feed::Source(Arc::new(pixels))),
+            (labels.clone(), label),
+        ]))
+    }
 }
 
 /// The step of a network on an image of extent `size` along each axis, with two
@@ -29,9 +62,18 @@ pub fn case(name: &str, norm: Norm, size: usize) -> Result<Case, Box<dyn std::er
         updates: gradients.iter().collect(),
         state_slots: 2,
     };
+    let shape_of = |name: &str| {
+        let leaf = net.tape.by_name(name);
+        let id = leaf.ok_or_else(|| format!("the network has no input `{name}`"))?;
+        Ok::<Shape, String>(net.tape.ty(id).shape)
+    };
+    let (image, labels) = (shape_of(&net.image)?, shape_of(&net.labels)?);
     Ok(Case {
-        tape: net.tape,
         spec,
+        inits: net.inits,
+        image: (net.image, image),
+        labels: (net.labels, labels),
+        tape: net.tape,
     })
 }
 

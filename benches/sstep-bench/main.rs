@@ -21,6 +21,7 @@ mod step;
 mod strategies;
 mod table;
 mod torch;
+mod trial;
 
 use std::process::ExitCode;
 
