@@ -23,26 +23,31 @@ pub struct Span {
 
 impl Span {
     /// `[lo, hi)`.
+    #[inline]
     pub const fn new(lo: usize, hi: usize) -> Self {
         Span { lo, hi }
     }
 
     /// `[0, extent)`.
+    #[inline]
     pub const fn full(extent: usize) -> Self {
         Span { lo: 0, hi: extent }
     }
 
     /// Number of indices inside.
+    #[inline]
     pub const fn len(self) -> usize {
         self.hi.saturating_sub(self.lo)
     }
 
     /// Whether nothing is inside.
+    #[inline]
     pub const fn is_empty(self) -> bool {
         self.lo >= self.hi
     }
 
     /// Smallest span that holds both; an empty span adds nothing.
+    #[inline]
     pub fn hull(self, other: Span) -> Span {
         if self.is_empty() {
             other
@@ -54,11 +59,13 @@ impl Span {
     }
 
     /// What is inside both.
+    #[inline]
     pub fn intersect(self, other: Span) -> Span {
         Span::new(self.lo.max(other.lo), self.hi.min(other.hi))
     }
 
     /// Whether every index of `other` is inside.
+    #[inline]
     pub fn contains(self, other: Span) -> bool {
         other.is_empty() || (self.lo <= other.lo && other.hi <= self.hi)
     }
@@ -204,6 +211,7 @@ impl Window {
     }
 
     /// Inputs of extent `extent` that outputs `out` read.
+    #[inline]
     pub fn reads(&self, out: Span, extent: usize) -> Span {
         if out.is_empty() {
             return Span::default();
@@ -214,6 +222,7 @@ impl Window {
     }
 
     /// Outputs of extent `extent` that read any of the inputs `input`.
+    #[inline]
     pub fn readers(&self, input: Span, extent: usize) -> Span {
         if input.is_empty() {
             return Span::default();
@@ -270,6 +279,7 @@ pub enum AxisRead {
 impl AxisRead {
     /// The indices, within `0..extent`, of the input that `out` reads. The map
     /// from `out` is monotone: later outputs never read earlier inputs.
+    #[inline]
     pub fn apply(&self, out: Span, extent: usize) -> Span {
         if out.is_empty() {
             return Span::default();
