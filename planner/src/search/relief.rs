@@ -1,7 +1,8 @@
 //! Where memory is short on a path: which maps move, and where to.
 
 use super::homes::Loads;
-use super::{Space, Stay, Uses};
+use super::uses::Uses;
+use super::{Space, Stay};
 use crate::plan::Tier;
 
 impl Space<'_> {

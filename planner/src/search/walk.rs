@@ -193,6 +193,7 @@ impl Space<'_> {
             left /= 4;
         }
         let mut still = 0;
+        let mut path = self.path(best.path.clone());
         for pass in 0..DESCENTS {
             let before = best.score;
             let prices = prices[pass % 2];
@@ -200,16 +201,21 @@ impl Space<'_> {
                 if self.of_level[level].len() < 2 {
                     continue;
                 }
-                let uses = self.uses_beside(&best.path, level);
-                let costs = self.level_costs(level, prices, &uses);
-                for path in self.ways(level, &costs) {
+                let costs = self.level_costs(level, prices, &path.uses);
+                for way in self.ways(level, &costs) {
                     if left == 0 {
                         return best;
                     }
                     left -= 1;
-                    let all = self.spliced(&best.path, level, &path);
-                    if all != best.path {
-                        better(&mut best, self.judge(&all, prices, cap));
+                    let old = self.replace(&mut path, level, &way);
+                    if old == way {
+                        continue;
+                    }
+                    match self.judge_better(&path, prices, cap, &best.score) {
+                        Some(found) => better(&mut best, found),
+                        None => {
+                            self.replace(&mut path, level, &old);
+                        }
                     }
                 }
             }
