@@ -21,6 +21,7 @@ use crate::plan::Plan;
 use crate::program::Program;
 use crate::rewrite::Variant;
 use crate::schedule::untiled_bytes;
+use crate::search::Prices;
 use crate::strategy::Strategy;
 
 /// The plan of the variant, and choice of algorithms, that is predicted fastest on
@@ -167,25 +168,26 @@ fn optimal(
 ) -> Result<(Best, Option<f64>), PlanError> {
     let mut best: Best = None;
     let mut bound_secs: Option<f64> = None;
-    let mut starts = starts.into_iter();
-    // The most promising ones first: what they reach is what the others must beat.
-    loop {
-        let together = if best.is_none() { AT_ONCE } else { usize::MAX };
-        let group: Vec<(usize, Start)> = starts.by_ref().take(together).collect();
-        if group.is_empty() {
-            return Ok((best, bound_secs));
-        }
+    // What memory is worth is much the same in all of them: once that is known, a look
+    // tells which of the others are worth a proof.
+    let mut prices: Option<Prices> = None;
+    for (at, start) in starts {
         let below = (best.as_ref()).map_or(f64::INFINITY, |(_, made)| made.secs());
-        let improved: Vec<_> = (group.into_par_iter())
-            .map(|(at, start)| Ok((at, planners[at].improve(start, below)?)))
-            .collect::<Result<_, PlanError>>()?;
-        for (at, (made, bound)) in improved {
-            if let Some(made) = made
-                && (best.as_ref()).is_none_or(|(_, b)| made.secs() < b.secs())
-            {
-                best = Some((at, made));
-                bound_secs = Some(bound);
-            }
+        let start = match &prices {
+            Some(prices) => planners[at].look(start, prices),
+            None => start,
+        };
+        if prices.is_some() && start.secs() >= below {
+            continue;
+        }
+        let (made, proof) = planners[at].improve(start, below)?;
+        prices = prices.or(proof.prices);
+        if let Some(made) = made
+            && (best.as_ref()).is_none_or(|(_, b)| made.secs() < b.secs())
+        {
+            best = Some((at, made));
+            bound_secs = Some(proof.bound_secs);
         }
     }
+    Ok((best, bound_secs))
 }

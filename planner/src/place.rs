@@ -28,6 +28,8 @@ pub enum Goal {
     Seconds {
         /// The cap.
         device_bytes: u64,
+        /// Only fewer than this many matter.
+        below_secs: f64,
     },
     /// Device bytes.
     Memory,
@@ -38,6 +40,8 @@ pub enum Goal {
 pub enum Placed {
     /// With a placement.
     Found(Found),
+    /// Nothing takes fewer seconds than this, which is too many.
+    Slower(f64),
     /// Everything found needs more device memory.
     TooLarge,
     /// Everything found needs more host memory or disk, whatever the device has.
@@ -93,7 +97,16 @@ const THOROUGH: Effort = Effort {
 /// Searches a placement, from `start` if given.
 pub fn place(space: &Space<'_>, goal: Goal, start: Option<&Found>) -> Placed {
     let device_bytes = match goal {
-        Goal::Seconds { device_bytes } => device_bytes,
+        Goal::Seconds {
+            device_bytes,
+            below_secs,
+        } => {
+            let least_secs = space.least_secs();
+            if least_secs >= below_secs {
+                return Placed::Slower(least_secs);
+            }
+            device_bytes
+        }
         Goal::Memory => 0,
     };
     match space.search(device_bytes, start) {
@@ -112,6 +125,8 @@ pub struct Proof {
     pub bound_secs: f64,
     /// A better placement than the one asked about.
     pub better: Option<Found>,
+    /// What memory is worth, if that was found out.
+    pub prices: Option<Prices>,
 }
 
 /// Bounds the seconds of every placement within `cap_bytes` and, if told to improve,
@@ -131,11 +146,15 @@ pub fn prove(
         return Ok(Proof {
             bound_secs: found.score.secs,
             better: None,
+            prices: None,
         });
     }
     let mut better: Option<Found> = None;
     let improve = below.is_some();
-    let below = below.unwrap_or(f64::INFINITY);
+    let below = match below {
+        Some(below) => below.min(found.score.fitting_secs()),
+        None => f64::INFINITY,
+    };
     let effort = if improve { THOROUGH } else { ONCE };
     // What memory is worth, the relaxation knows best; near what it mixes is
     // often something that is whole.
@@ -153,8 +172,12 @@ pub fn prove(
         best.score.fitting_secs().min(below)
     };
     let first = space.starters(found, cap_bytes);
-    let bound_secs = master::bound(problem, cap_bytes, first, effort, below, look)?;
-    Ok(Proof { bound_secs, better })
+    let known = master::bound(problem, cap_bytes, first, effort, below, look)?;
+    Ok(Proof {
+        bound_secs: known.bound_secs,
+        better,
+        prices: known.prices,
+    })
 }
 
 /// The chosen path, with only what somebody really reads stored.

@@ -165,6 +165,11 @@ impl Found {
     pub fn is_better(&self, other: &Found) -> bool {
         self.score.order(&other.score) == Ordering::Less
     }
+
+    /// The better of two, the first if they are alike.
+    pub fn better(self, other: Found) -> Found {
+        if other.is_better(&self) { other } else { self }
+    }
 }
 
 impl<'a> Space<'a> {

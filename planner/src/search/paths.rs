@@ -89,6 +89,16 @@ impl Space<'_> {
             .collect()
     }
 
+    /// Seconds of the stages of any path at least, whatever is stored where.
+    pub fn least_secs(&self) -> f64 {
+        let of_level = |level: usize| {
+            let inside = self.of_level[level].iter();
+            let costs: Vec<f64> = inside.map(|&c| self.candidates[c].secs).collect();
+            self.distances(level, &costs).0[0]
+        };
+        (0..self.levels.len()).map(of_level).sum()
+    }
+
     /// Shortest path through a level.
     pub(super) fn shortest(&self, level: usize, costs: &[f64]) -> Option<Vec<usize>> {
         let (ahead, step) = self.distances(level, costs);

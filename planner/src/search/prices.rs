@@ -41,7 +41,7 @@ impl ChannelPrices {
 
 /// Seconds per byte of device memory and of each tier beyond it, per segment, and what
 /// seconds themselves are worth.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Prices {
     pub(super) device: Vec<f64>,
     pub(super) beyond: [Vec<f64>; Tier::COUNT],
@@ -75,6 +75,11 @@ impl Prices {
             beyond,
             channels,
         }
+    }
+
+    /// How many segments there are prices for.
+    pub fn n_segments(&self) -> usize {
+        self.device.len()
     }
 
     /// All prices of memory times a factor.
