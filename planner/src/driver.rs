@@ -19,10 +19,12 @@ use crate::memo::Memo;
 use crate::place::{Goal, Placed, Problem, Proof, decide, place, prove};
 use crate::plan::{Buffer, Plan};
 use crate::program::Program;
+use crate::schedule::{self, Decision};
 use crate::search::{Found, Prices, Space};
 use crate::segment::{Fineness, Segments, segment, storable};
 use crate::strategy::Strategy;
-use crate::{explain, schedule, tile};
+use crate::unforeseen::unforeseen;
+use crate::{explain, tile};
 
 /// How often a placement is asked again with a cap lowered by what packing
 /// lacked.
@@ -139,7 +141,7 @@ impl<'a> Planner<'a> {
         } else {
             let pool = self.pool(made.source);
             let problem = self.problem(made.source, &pool, made.workspace_bytes);
-            self.schedule_on(machine, &problem, &made.found)
+            self.schedule_on(machine, &problem, &made.found).1
         };
         // Updates come after the last stage and cost every plan the same.
         let program = self.program;
@@ -290,7 +292,7 @@ impl<'a> Planner<'a> {
             if found.score.secs >= below {
                 return Quick::Slower(found.score.secs);
             }
-            let plan = self.schedule(problem, &found);
+            let (decision, plan) = self.schedule(problem, &found);
             let peak = plan.predicted.peak_bytes;
             let disk_over = self.disk_over(&plan);
             if peak <= cap && disk_over == 0 {
@@ -302,10 +304,17 @@ impl<'a> Planner<'a> {
                 }));
             }
             if peak > cap {
-                let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
-                    return Quick::TooLarge;
-                };
-                aim_bytes = aim;
+                let lessons = unforeseen(problem, &found, &decision, &plan);
+                for &(candidate, bytes) in &lessons {
+                    space.charge(candidate, bytes);
+                }
+                // Else there is room but for gaps between buffers.
+                if lessons.is_empty() || plan.most_live_bytes() <= cap {
+                    let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
+                        return Quick::TooLarge;
+                    };
+                    aim_bytes = aim;
+                }
             }
             space.shrink_disk(disk_over);
             // What packing lacks is little: near what was found is often enough.
@@ -343,7 +352,7 @@ impl<'a> Planner<'a> {
             let Placed::Found(found) = place(&space, Goal::Memory, None) else {
                 break;
             };
-            let plan = self.schedule(&problem, &found);
+            let (_, plan) = self.schedule(&problem, &found);
             match self.disk_over(&plan) {
                 0 => {
                     return Ok(Made {
@@ -411,14 +420,20 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn schedule(&self, problem: &Problem<'_>, found: &Found) -> Plan {
+    fn schedule(&self, problem: &Problem<'_>, found: &Found) -> (Decision, Plan) {
         self.schedule_on(self.machine, problem, found)
     }
 
-    fn schedule_on(&self, machine: &Machine, problem: &Problem<'_>, found: &Found) -> Plan {
+    fn schedule_on(
+        &self,
+        machine: &Machine,
+        problem: &Problem<'_>,
+        found: &Found,
+    ) -> (Decision, Plan) {
         let decision = decide(problem, found);
         let (budget, strategy) = (self.budget, problem.strategy);
-        schedule::schedule(self.program, machine, budget, strategy, &decision)
+        let plan = schedule::schedule(self.program, machine, budget, strategy, &decision);
+        (decision, plan)
     }
 
     fn infeasible(&self, strategy: Strategy, least: &Plan) -> PlanError {

@@ -188,8 +188,9 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
     // From the last stage back: keep the targets that a later stage reads.
     let outputs = program.outputs.iter().copied().filter(is_map);
     let mut wanted: BTreeSet<NodeIx> = outputs.clone().collect();
-    let mut stages: Vec<(&Candidate, BTreeSet<NodeIx>, BTreeSet<NodeIx>)> = Vec::new();
-    for c in found.path.iter().rev().map(|&c| &p.candidates[c]) {
+    let mut stages: Vec<(usize, BTreeSet<NodeIx>, BTreeSet<NodeIx>)> = Vec::new();
+    for &candidate in found.path.iter().rev() {
+        let c: &Candidate = &p.candidates[candidate];
         let targets: BTreeSet<NodeIx> = (c.targets.iter().copied())
             .filter(|t| !is_map(t) || wanted.contains(t))
             .collect();
@@ -199,7 +200,7 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
         let body = Body::close(program, &targets, |n| c.supplied.contains(&n));
         let reads: BTreeSet<NodeIx> = body.supplies().filter(|n| !program.is_source(*n)).collect();
         wanted.extend(&reads);
-        stages.push((c, targets, reads));
+        stages.push((candidate, targets, reads));
     }
     stages.reverse();
     let mut homes: BTreeMap<NodeIx, HomeDecision> = BTreeMap::new();
@@ -209,7 +210,10 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
         }
         for &t in reads {
             let decided = homes.entry(t).or_default();
-            if home(t).0.is_some_and(|until| until >= c.to - 1) {
+            if home(t)
+                .0
+                .is_some_and(|until| until >= p.candidates[*c].to - 1)
+            {
                 decided.device_until = Some(at);
             } else {
                 decided.beyond = home(t).1.or(Some(Tier::Host));
@@ -227,13 +231,17 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
     }
     let stages = stages
         .into_iter()
-        .map(|(c, targets, supplied)| StageDecision {
-            level: p.segments.pieces[c.from].level,
-            targets,
-            supplied,
-            grid: c.grid.clone(),
-            prefetches: c.prefetches,
-            why: format!("recomputes back to {}", c.frontier),
+        .map(|(candidate, targets, supplied)| {
+            let c = &p.candidates[candidate];
+            StageDecision {
+                candidate,
+                level: p.segments.pieces[c.from].level,
+                targets,
+                supplied,
+                grid: c.grid.clone(),
+                prefetches: c.prefetches,
+                why: format!("recomputes back to {}", c.frontier),
+            }
         })
         .collect();
     Decision {

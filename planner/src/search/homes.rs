@@ -101,7 +101,7 @@ impl Space<'_> {
         for &c in path {
             let candidate = &self.candidates[c];
             for d in &mut loads.device[candidate.from..candidate.to] {
-                *d += candidate.scratch_bytes as f64;
+                *d += self.scratch[c];
             }
         }
         for (m, &stay) in stays.iter().enumerate() {
@@ -329,7 +329,7 @@ impl Space<'_> {
                 }
             }
             loop {
-                let mut used = self.held[from] + self.candidates[c].scratch_bytes as f64;
+                let mut used = self.held[from] + self.scratch[c];
                 used += resident.iter().map(|&m| self.maps[m].bytes).sum::<f64>();
                 let there = self.accesses[c]
                     .iter()

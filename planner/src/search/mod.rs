@@ -86,6 +86,8 @@ struct Stay {
 /// Everything about a problem that judging paths needs.
 pub struct Space<'a> {
     candidates: &'a [Candidate],
+    /// Scratch bytes of each candidate with all its maps beyond the device.
+    scratch: Vec<f64>,
     accesses: Vec<Vec<Access>>,
     /// Maps that each candidate computes but does not store.
     unstored: Vec<Vec<usize>>,
@@ -249,6 +251,9 @@ impl<'a> Space<'a> {
         let fixed = fixed_bytes(p);
         Space {
             candidates: p.candidates,
+            scratch: (p.candidates.iter())
+                .map(|c| c.scratch_bytes as f64)
+                .collect(),
             accesses,
             unstored,
             maps,
@@ -272,6 +277,11 @@ impl<'a> Space<'a> {
                 })
                 .collect(),
         }
+    }
+
+    /// Adds to a candidate's scratch what a plan was found to take.
+    pub fn charge(&mut self, candidate: usize, bytes: u64) {
+        self.scratch[candidate] += bytes as f64;
     }
 
     /// Takes `bytes` of the disk away: what its tensors lose to gaps in the file.

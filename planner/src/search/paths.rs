@@ -64,7 +64,7 @@ impl Space<'_> {
                 let candidate = &self.candidates[c];
                 let (from, to) = (candidate.from, candidate.to);
                 let mut cost = candidate.secs * prices.channels.compute
-                    + candidate.scratch_bytes as f64 * prices.over(from, to);
+                    + self.scratch[c] * prices.over(from, to);
                 let is_read = |m: &usize| uses.of[*m].iter().any(|u| !u.is_in(range));
                 if self.unstored[c].iter().any(is_read) {
                     cost += FORBIDDEN_SECS;

@@ -235,7 +235,7 @@ impl Space<'_> {
         let mut least = vec![f64::INFINITY; self.held.len()];
         for (c, candidate) in self.candidates.iter().enumerate() {
             let credits: f64 = self.accesses[c].iter().map(|a| a.credit).sum();
-            let bytes = candidate.scratch_bytes as f64 - credits;
+            let bytes = self.scratch[c] - credits;
             for b in &mut least[candidate.from..candidate.to] {
                 *b = b.min(bytes);
             }
