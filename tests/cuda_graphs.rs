@@ -27,8 +27,8 @@ fn on(plan: &Plan, graphs: bool, values: &Tensors<f64>) -> (Executor<f64>, Feeds
     driver();
     let bytes = plan.budget.device_bytes;
     let mut cuda = Cuda::<f64>::from_image(0, bytes, image::<f64>()).unwrap();
-    if !graphs {
-        cuda = cuda.without_graphs();
+    if graphs {
+        cuda = cuda.with_graphs();
     }
     ready_on(
         Executor::with_backend(plan.clone(), Box::new(cuda)).unwrap(),
