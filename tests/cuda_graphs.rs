@@ -8,11 +8,11 @@ mod cuda;
 
 use common::nets::{NetSpec, build, net_specs};
 use common::{AMPLE, Net, Tensors, config, leaves, ready_on};
-use cuda::{alone, counted, driver, image, plan_of};
+use cuda::{alone, counted, driver, drop_wait, image, plan_of, wait_of};
 use proptest::prelude::*;
 use sstep_autodiff::{DType, Tape};
 use sstep_executor::cuda::Cuda;
-use sstep_executor::{Executor, Feeds, StepHow};
+use sstep_executor::{Executor, Feeds, StepHow, Tensor};
 use sstep_kernels::UpdateRule;
 use sstep_planner::{Budget, Plan, Strategy as Planning};
 
@@ -27,8 +27,8 @@ fn on(plan: &Plan, graphs: bool, values: &Tensors<f64>) -> (Executor<f64>, Feeds
     driver();
     let bytes = plan.budget.device_bytes;
     let mut cuda = Cuda::<f64>::from_image(0, bytes, image::<f64>()).unwrap();
-    if !graphs {
-        cuda = cuda.without_graphs();
+    if graphs {
+        cuda = cuda.with_graphs();
     }
     ready_on(
         Executor::with_backend(plan.clone(), Box::new(cuda)).unwrap(),
@@ -67,23 +67,49 @@ fn trained(plan: &Plan, graphs: bool, values: &Tensors<f64>, n_steps: u64) -> Ve
     seen.into_iter().map(bits).collect()
 }
 
+/// Every element of every map counts, by its value: behind a ReLU a tile may be all zeros,
+/// whatever it was copied from.
+const TEXT: &str = "x = input [1, 2, 24, 8]
+    labels = input [1, 1]
+    w1 = param [4, 2, 3, 3]
+    y1 = conv(x, w1) pad=1
+    r1 = gelu(y1)
+    d = dropout(r1) p=0.125
+    w2 = param [4, 4, 3, 3]
+    y2 = conv(d, w2) pad=1
+    r2 = gelu(y2)
+    g = sum_map(r2)
+    f = param [3, 4]
+    z = linear(g, f)
+    l = cross_entropy(z, labels)";
+
 /// A net that trains, with dropout, in a plan that moves maps to the host and back.
 fn training() -> (Net, Plan) {
-    let text = "tape v1 f64\nx = input [1, 2, 24, 8]\nlabels = input [1, 1]\n\
-                w1 = param [4, 2, 3, 3]\ny1 = conv(x, w1) pad=1\nr1 = relu(y1)\n\
-                d = dropout(r1) p=0.5\nw2 = param [4, 4, 3, 3]\ny2 = conv(d, w2) pad=1\n\
-                r2 = relu(y2)\ng = sum_map(r2)\nf = param [3, 4]\nz = linear(g, f)\n\
-                l = cross_entropy(z, labels)";
-    let net = Net::training(Tape::parse(text).unwrap(), RULE.n_slots()).with_overlap();
+    let tape = Tape::parse(&format!("tape v1 f64\n{TEXT}")).unwrap();
+    let net = Net::training(tape, RULE.n_slots()).with_overlap();
+    let plan = moving(&net);
+    (net, plan)
+}
+
+/// The same net asked for gradients, which no step passes on to the next.
+fn differentiating() -> (Net, Plan) {
+    let net = Net::parse("f64", TEXT).with_overlap();
+    let plan = moving(&net);
+    (net, plan)
+}
+
+/// Under little memory, with all maps on the host.
+fn moving(net: &Net) -> Plan {
     let least = net.least(AMPLE, Planning::OffloadAll).unwrap();
     let budget = Budget {
-        device_bytes: least,
+        // Of the least, tiles are so small that dropout may drop all of one.
+        device_bytes: least * 3,
         host_bytes: AMPLE,
         disk_bytes: 0,
     };
     let plan = net.plan(budget, Planning::OffloadAll).unwrap();
     assert!(plan.predicted.h2d_bytes > 0);
-    (net, plan)
+    plan
 }
 
 /// Runs a test alone, with a fault of the stand-in.
@@ -104,7 +130,7 @@ fn steps_are_replayed_and_give_the_same_bits() {
     let values = leaves::<f64>(&net.tape, 7);
     let launches = || counted(driver(), "standin_graph_launches");
     let want = trained(&plan, false, &values, 8);
-    assert_eq!(launches(), 0);
+    assert_eq!(launches(), 0, "graphs are made only if they are asked for");
     let got = trained(&plan, true, &values, 8);
     assert_eq!(got, want);
     match std::env::var("SSTEP_FAULT").unwrap().as_str() {
@@ -124,57 +150,51 @@ fn a_wait_around_a_graph_that_is_not_made_is_found() {
         passes_alone(name, "none");
         return;
     }
-    let (net, plan) = training();
+    let (net, plan) = differentiating();
     let values = leaves::<f64>(&net.tape, 7);
-    // Another image in the step that counts, or what the step before has left in memory
+    let (mut executor, feeds) = on(&plan, true, &values);
+    // Another image in the steps that count, or what the step before has left in memory
     // would do as well where only its sign is asked for.
     let (_, other) = on(&plan, true, &leaves::<f64>(&net.tape, 8));
-    // The outputs of the fifth step, which is replayed.
-    let fifth = |dropped: usize, slow: usize| {
-        let (mut executor, feeds) = on(&plan, true, &values);
-        let mut outputs = Vec::new();
-        for step in 0..5 {
-            if step == 4 {
-                // SAFETY: a function of the stand-in with these arguments.
-                unsafe {
-                    let drop = driver().get::<extern "C" fn(usize, usize)>(b"standin_drop_wait");
-                    drop.unwrap()(dropped, slow);
-                }
-            }
-            let how = StepHow {
-                step,
-                seed: 3,
-                update: Some((RULE, 0.05)),
-            };
-            let feeds = if step == 4 { &other } else { &feeds };
-            let report = executor.step(feeds, &how, &mut |_| {}).unwrap();
-            outputs = report.outputs.into_values().map(|t| t.data).collect();
-            let names: Vec<String> = executor.params().into_iter().map(|p| p.0).collect();
-            if step == 4 {
-                outputs.extend(names.iter().map(|n| executor.param(n).unwrap().data));
-            }
-        }
-        let waits = counted(driver(), "standin_waits");
-        let of = counted(driver(), "standin_dropped");
-        (waits, (of / 3, of % 3), outputs)
+    // Gradients alone: whatever a step has spoilt, the next does not see.
+    let how = StepHow {
+        seed: 3,
+        ..StepHow::default()
     };
+    let mut step = |feeds: &Feeds<f64>| {
+        let report = executor.step(feeds, &how, &mut |_| {}).unwrap();
+        let bits = |t: Tensor<f64>| t.data.into_iter().map(f64::to_bits).collect::<Vec<_>>();
+        report.outputs.into_values().map(bits).collect::<Vec<_>>()
+    };
+    let launches = || counted(driver(), "standin_graph_launches");
+    for _ in 0..3 {
+        step(&feeds);
+    }
     let mut found = [[0; 3]; 3];
     for slow in [0, 1, 2] {
-        let before = counted(driver(), "standin_graph_launches");
-        let (waits, _, want) = fifth(0, slow);
-        assert!(counted(driver(), "standin_graph_launches") >= before + 4);
-        for k in 1..=waits {
-            let (_, (who, for_whom), got) = fifth(k, slow);
-            if who < 3 && for_whom == slow {
-                assert!(
-                    got != want,
-                    "wait {k} of {who} for {for_whom} was not missed"
-                );
-                found[who][for_whom] += 1;
-            }
+        step(&feeds);
+        let before = launches();
+        drop_wait(0, slow);
+        let want = step(&other);
+        assert!(launches() > before);
+        let waits: Vec<_> = (1..=counted(driver(), "standin_waits"))
+            .map(wait_of)
+            .collect();
+        for (at, &(who, for_whom)) in waits.iter().enumerate().filter(|w| w.1.1 == slow) {
+            drop_wait(0, slow);
+            step(&feeds);
+            drop_wait(at + 1, slow);
+            let got = step(&other);
+            assert_eq!(wait_of(at + 1), (who, for_whom));
+            assert!(
+                got != want,
+                "wait {} of {who} for {for_whom} was not missed",
+                at + 1
+            );
+            found[who][for_whom] += 1;
         }
     }
-    for (who, for_whom) in [(0, 1), (2, 0)] {
+    for (who, for_whom) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0)] {
         assert!(found[who][for_whom] > 0, "{found:?}");
     }
 }

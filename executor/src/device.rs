@@ -260,9 +260,9 @@ fn cuda<T: Real>(
 ) -> Result<Box<dyn Backend<T> + Send>, ExecError> {
     let opened = crate::cuda::Cuda::<T>::new(ordinal, bytes)?;
     Ok(Box::new(if options.graphs {
-        opened
+        opened.with_graphs()
     } else {
-        opened.without_graphs()
+        opened
     }))
 }
 

@@ -105,14 +105,14 @@ double standin_end_secs() { return end_secs; }
 // From now on a lane is slow, and the wait of this number, from 1, is not made.
 void standin_drop_wait(size_t number, size_t lane) {
     Guard guard(lock);
-    waits = 0;
+    waits.clear();
     dropped = number;
     slow_lane = lane;
     unheeded = nullptr;
 }
-size_t standin_waits() { return waits; }
-// Of the wait that was not made: three times who ought to have waited, and for whom.
-size_t standin_dropped() { return unheeded ? 3 * hasty->lane + unheeded->of->lane : 9; }
+size_t standin_waits() { return waits.size(); }
+// Of a wait by its number: three times who is to wait, and for whom.
+size_t standin_wait(size_t number) { return waits.at(number - 1); }
 
 Result cuInit(unsigned) { return OK; }
 Result cuDeviceGetCount(int *n) { *n = 1; return OK; }
@@ -171,10 +171,13 @@ Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
     if (is_fault(lanes[((Stream *)stream)->lane])) return OK;
     std::shared_ptr<Mark> mark = ((Event *)event)->mark;
     // A wait for what is done already shows nowhere.
-    if (!mark->done && ++waits == dropped) {
-        unheeded = mark;
-        hasty = (Stream *)stream;
-        return OK;
+    if (!mark->done) {
+        waits.push_back(3 * ((Stream *)stream)->lane + mark->of->lane);
+        if (waits.size() == dropped) {
+            unheeded = mark;
+            hasty = (Stream *)stream;
+            return OK;
+        }
     }
     ((Stream *)stream)->tasks.push_back({nullptr, mark, 0, 0, nullptr, nullptr, 0});
     return OK;

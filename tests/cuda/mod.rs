@@ -84,6 +84,28 @@ pub fn counted(of: &Library, name: &str) -> usize {
     unsafe { of.get::<extern "C" fn() -> usize>(name.as_bytes()).unwrap()() }
 }
 
+/// From now on stream `slow` does nothing while another can go on, and the wait of this
+/// number, from 1, is not made; 0 for none, 3 for no stream. Streams are numbered as the
+/// backend makes them: kernels, copies to the device, copies to the host.
+pub fn drop_wait(number: usize, slow: usize) {
+    // SAFETY: a function of the stand-in with these arguments.
+    unsafe {
+        let drop = driver().get::<extern "C" fn(usize, usize)>(b"standin_drop_wait");
+        drop.unwrap()(number, slow);
+    }
+}
+
+/// Which stream is given the wait of this number, counted since [`drop_wait`], and which
+/// it waits for.
+pub fn wait_of(number: usize) -> (usize, usize) {
+    // SAFETY: a function of the stand-in with this argument.
+    let lanes = unsafe {
+        let of = driver().get::<extern "C" fn(usize) -> usize>(b"standin_wait");
+        of.unwrap()(number)
+    };
+    (lanes / 3, lanes % 3)
+}
+
 /// Runs test `name` of this program in a process of its own, with `set` in its
 /// environment: whether it passed, and what it said.
 pub fn alone(name: &str, set: &[(&str, &str)]) -> (bool, String) {

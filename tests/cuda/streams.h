@@ -58,8 +58,10 @@ static double rates[4], busy_secs[4], host_secs, end_secs;
 // Whether by the clock one task runs at a time, as on a device without copy engines.
 static bool is_in_turn;
 
-// The wait that is not made, counted from the next on; 0 for none.
-static size_t waits, dropped;
+// Waits from some point on, as three times who waits, and for whom; the number of the
+// one that is not made, from 1, or 0 for none.
+static std::vector<size_t> waits;
+static size_t dropped;
 static std::shared_ptr<Mark> unheeded;
 static Stream *hasty;
 // Copies that ought to have waited, with what they found to copy.

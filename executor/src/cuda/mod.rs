@@ -6,9 +6,10 @@
 //! lists: kernels of ours, or cuDNN and cuBLASLt where they are there and take the
 //! call (`library`). Kernels and copies either way have a stream each;
 //! calls that touch the same bytes keep their order by events (`schedule`), all
-//! others overlap. Kernels are given in batches (`queue`), as graphs where the device
-//! would wait for the host (`graphs`). cudarc loads the driver when a device is opened, so that a program
-//! with this backend starts on any machine.
+//! others overlap. Kernels are given in batches (`queue`), as graphs, if these are
+//! asked for, where the device would wait for the host (`graphs`). cudarc loads the
+//! driver when a device is opened, so that a program with this backend starts on any
+//! machine.
 //!
 //! All `unsafe` of the backend stands in this folder, at the calls of the driver.
 
@@ -141,7 +142,7 @@ impl<T: Real> Cuda<T> {
             writer: Writer::new(),
             marks: Marks::new(&context),
             queue: Queue::default(),
-            graphs: Graphs::new(true),
+            graphs: Graphs::new(false),
             context,
             streams,
             schedule: Schedule::default(),
@@ -162,10 +163,13 @@ impl<T: Real> Cuda<T> {
         self
     }
 
-    /// The same with every kernel given by itself, and none replayed as part of a graph.
+    /// The same with kernels that steps repeat replayed as CUDA graphs where the device
+    /// would wait for the host otherwise: as [`DeviceOptions::graphs`] asks for.
+    ///
+    /// [`DeviceOptions::graphs`]: crate::DeviceOptions::graphs
     #[must_use]
-    pub fn without_graphs(mut self) -> Self {
-        self.graphs = Graphs::new(false);
+    pub fn with_graphs(mut self) -> Self {
+        self.graphs = Graphs::new(true);
         self
     }
 
