@@ -86,8 +86,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         }
     };
     match tape.dtype() {
-        DType::F32 => run_as::<f32>(args, tape, device.as_ref()),
         DType::F64 => run_as::<f64>(args, tape, device.as_ref()),
+        DType::F32 | DType::Bf16 | DType::F16 => run_as::<f32>(args, tape, device.as_ref()),
     }
 }
 

@@ -122,8 +122,10 @@ fn plan_with(args: &Args, options: SessionOptions) -> Result<Arc<Plan>, Error> {
     if let Some(path) = &args.tape {
         let tape = read_tape(path)?;
         return match tape.dtype() {
-            DType::F32 => Session::<f32>::from_tape(tape, options)?.plan(&[]),
             DType::F64 => Session::<f64>::from_tape(tape, options)?.plan(&[]),
+            DType::F32 | DType::Bf16 | DType::F16 => {
+                Session::<f32>::from_tape(tape, options)?.plan(&[])
+            }
         };
     }
     let (Some(spec), Some(size)) = (args.model.spec(), &args.size.size) else {
@@ -133,8 +135,8 @@ fn plan_with(args: &Args, options: SessionOptions) -> Result<Arc<Plan>, Error> {
     };
     let image = [&[args.size.batch, spec.in_channels], &size.spatial()[..]].concat();
     match spec.dtype {
-        DType::F32 => Session::<f32>::new(spec, options)?.plan(&image),
         DType::F64 => Session::<f64>::new(spec, options)?.plan(&image),
+        DType::F32 | DType::Bf16 | DType::F16 => Session::<f32>::new(spec, options)?.plan(&image),
     }
 }
 

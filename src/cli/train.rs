@@ -114,8 +114,8 @@ pub fn run(args: Args) -> Result<(), Error> {
     let device = args.on.find()?;
     let config = configure(&args)?;
     match config.model.dtype {
-        DType::F32 => train::<f32>(&args, &config, device.as_ref()),
         DType::F64 => train::<f64>(&args, &config, device.as_ref()),
+        DType::F32 | DType::Bf16 | DType::F16 => train::<f32>(&args, &config, device.as_ref()),
     }
 }
 
