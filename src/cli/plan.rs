@@ -11,7 +11,9 @@ use sstep::{
     StrategyLine, Tape,
 };
 
-use super::args::{ConvArgs, DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{
+    ConvArgs, DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, PrecisionArgs, SizeArgs,
+};
 use super::progress::spin;
 
 /// Plan one training step and explain the plan.
@@ -36,6 +38,8 @@ pub struct Args {
     tape: Option<PathBuf>,
     #[command(flatten)]
     conv: ConvArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -83,6 +87,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         strategy: args.memory.strategy,
         objective: args.memory.objective,
         machine: profile.machine.clone(),
+        precision: args.precision.precision.unwrap_or_default(),
+        loss_scale: args.precision.loss_scale,
         ..SessionOptions::new(budget).training(rule)
     };
     let begin = Instant::now();
