@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
 use sstep_kernels::cuda::{self as kernels, Placed, Step};
-use sstep_kernels::{Box4, In, Layout, Out, Real, UpdateRule};
+use sstep_kernels::{AnyIn, AnyOut, Box4, In, Layout, Out, Real, UpdateRule};
 
 use crate::backend::{Backend, HostMemory, Launch, Partial, Place};
 use crate::disk::{DiskMap, PIECE_BYTES};
@@ -63,7 +63,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
         partial: &Partial,
         out: &Place,
     ) -> Result<(), ExecError> {
-        let ty = out.layout.ty::<T>();
+        let ty = out.layout.ty();
         match op.reduction_state(&ty) {
             ReductionState::InPlace => Ok(()),
             ReductionState::F64(_) => {
@@ -84,8 +84,8 @@ impl<T: Real> Backend<T> for Cuda<T> {
         self.queue([Step::Kernel(call)], number)
     }
 
-    fn host_memory(&mut self, elems: usize) -> Result<HostMemory<T>, ExecError> {
-        Ok(Box::new(Pinned::<T>::new(&self.context, elems)?))
+    fn host_memory(&mut self, bytes: usize) -> Result<HostMemory, ExecError> {
+        Ok(Box::new(Pinned::<u8>::new(&self.context, bytes)?))
     }
 
     fn beside_arena_bytes(&self) -> u64 {
@@ -96,7 +96,8 @@ impl<T: Real> Backend<T> for Cuda<T> {
         }
     }
 
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
+    fn upload(&mut self, host: &AnyIn<'_>, region: &Region, dst: &Place) -> Result<(), ExecError> {
+        let host = &host.typed::<T>();
         let from = host.addresses();
         let to = self.bytes(dst);
         self.order_copy(Lane::ToDevice, &[from], &[to])?;
@@ -110,8 +111,9 @@ impl<T: Real> Backend<T> for Cuda<T> {
         &mut self,
         src: &Place,
         region: &Region,
-        host: &Out<'_, T>,
+        host: AnyOut<'_>,
     ) -> Result<(), ExecError> {
+        let host = &host.typed::<T>();
         let from = self.bytes(src);
         let to = host.addresses();
         self.order_copy(Lane::ToHost, &[from], &[to])?;
@@ -123,14 +125,13 @@ impl<T: Real> Backend<T> for Cuda<T> {
 
     fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap) -> Result<(), ExecError> {
         for region in disk.pieces::<T>(region) {
-            let layout = disk.staged::<T>(&region);
+            let layout = disk.staged(&region);
             // All of one size, so that memory serves every piece.
-            let elems = layout.len.max(PIECE_BYTES / size_of::<T>());
+            let bytes = (layout.len * size_of::<T>()).max(PIECE_BYTES);
             let context = &self.context;
-            let make = |elems| Ok(Box::new(Pinned::<T>::new(context, elems)?) as HostMemory<T>);
-            let mut memory = self.writer.memory(elems, make)?;
-            let host = Out::new(layout, &mut (*memory).as_mut()[..layout.len]);
-            self.download(src, &region, &host)?;
+            let make = |bytes| Ok(Box::new(Pinned::<u8>::new(context, bytes)?) as HostMemory);
+            let mut memory = self.writer.memory(bytes, make)?;
+            self.download(src, &region, AnyOut::new(layout, (*memory).as_mut()))?;
             let marked = self.stream(Lane::ToHost).record_event(None);
             let copied = marked.map_err(failed("marking a copy"))?;
             self.writer.write(Piece {
@@ -150,7 +151,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
         self.flush()?;
         self.writer.wait_for(disk)?;
         for region in disk.pieces::<T>(region) {
-            let layout = disk.staged::<T>(&region);
+            let layout = disk.staged(&region);
             let read = |to: &mut [T]| disk.read_dense(&region, to);
             self.upload_by(|this| &mut this.unspilling, layout, &region, dst, read)?;
         }
@@ -171,7 +172,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
         region: &Region,
         dst: &Place,
     ) -> Result<(), ExecError> {
-        let ty = dst.layout.ty::<T>();
+        let ty = dst.layout.ty();
         let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
         let layout = Layout::window(&ty, &capacity, region);
         // The device computes what it was given while this reads.
@@ -247,7 +248,7 @@ impl<T: Real> Cuda<T> {
     ) -> Result<(), ExecError> {
         let mut slot = staging(self).take::<T>(layout.len)?;
         let copied = read(slot.elements())
-            .and_then(|()| self.upload(&In::new(layout, slot.elements()), region, dst));
+            .and_then(|()| self.upload(&In::<T>::new(layout, slot.elements()).into(), region, dst));
         // Whatever came of it, the buffer serves the next.
         let stream = Arc::clone(self.stream(Lane::ToDevice));
         staging(self).give_back(slot, &stream)?;

@@ -23,7 +23,7 @@ const PIECES: usize = 2;
 /// A piece that the device copies to the host, or has copied.
 pub(super) struct Piece<T> {
     /// Where it is copied to.
-    pub(super) memory: HostMemory<T>,
+    pub(super) memory: HostMemory,
     /// How it lies there.
     pub(super) layout: Layout,
     /// What it is of the map.
@@ -37,7 +37,7 @@ pub(super) struct Piece<T> {
 /// The thread that writes, and the memory of pieces.
 pub(super) struct Writer<T> {
     running: Option<Running<T>>,
-    spare: Vec<HostMemory<T>>,
+    spare: Vec<HostMemory>,
     /// Offsets in the file of the tensors whose pieces are being written, oldest first.
     pending: VecDeque<u64>,
 }
@@ -45,7 +45,7 @@ pub(super) struct Writer<T> {
 struct Running<T> {
     give: Sender<Piece<T>>,
     /// The memory of each, in order, when it is on disk.
-    done: Receiver<Result<HostMemory<T>, ExecError>>,
+    done: Receiver<Result<HostMemory, ExecError>>,
     thread: JoinHandle<()>,
 }
 
@@ -59,22 +59,22 @@ impl<T: Real> Writer<T> {
         }
     }
 
-    /// Memory for a piece of `elems` elements; it is had from `make` until there are as
+    /// Memory for a piece of `bytes`; it is had from `make` until there are as
     /// many pieces as there may be.
     ///
     /// # Errors
     /// Those of `make`, and of the piece whose memory it was.
     pub(super) fn memory(
         &mut self,
-        elems: usize,
-        make: impl FnOnce(usize) -> Result<HostMemory<T>, ExecError>,
-    ) -> Result<HostMemory<T>, ExecError> {
+        bytes: usize,
+        make: impl FnOnce(usize) -> Result<HostMemory, ExecError>,
+    ) -> Result<HostMemory, ExecError> {
         if self.spare.is_empty() && self.pending.len() >= PIECES {
             self.take_back()?;
         }
         match self.spare.pop() {
-            Some(memory) if (*memory).as_ref().len() >= elems => Ok(memory),
-            _ => make(elems),
+            Some(memory) if (*memory).as_ref().len() >= bytes => Ok(memory),
+            _ => make(bytes),
         }
     }
 
@@ -159,9 +159,9 @@ impl<T: Real> Running<T> {
 }
 
 /// Writes a piece once it is there.
-fn write<T: Real>(piece: Piece<T>) -> Result<HostMemory<T>, ExecError> {
+fn write<T: Real>(piece: Piece<T>) -> Result<HostMemory, ExecError> {
     (piece.copied)()?;
-    let data = &(*piece.memory).as_ref()[..piece.layout.len];
+    let data: &[T] = bytemuck::cast_slice((*piece.memory).as_ref());
     piece
         .disk
         .write(&piece.region, &In::new(piece.layout, data))?;

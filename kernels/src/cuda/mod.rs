@@ -48,7 +48,7 @@ const DENSE: &str = include_str!("../../cuda/dense.cu");
 /// Text of the module that holds all kernels for one element type.
 pub fn source(dtype: DType) -> String {
     let real = match dtype {
-        DType::F32 => "float",
+        DType::F32 | DType::Bf16 | DType::F16 => "float",
         DType::F64 => "double",
     };
     let mut text = format!("#define REAL {real}\n");
