@@ -17,6 +17,7 @@ use crate::machine::Machine;
 use crate::made::{Made, Quick, Start};
 use crate::memo::Memo;
 use crate::objective::Aim;
+use crate::place::Proof;
 use crate::plan::Plan;
 use crate::program::Program;
 use crate::rewrite::Variant;
@@ -73,7 +74,7 @@ pub fn compare(
     };
     // What they found, and below what.
     let mut others: Option<(f64, Vec<(usize, Made)>)> = None;
-    let (mut best, mut bound_secs) = match strategy {
+    let (mut best, mut proof) = match strategy {
         Strategy::Optimal => {
             let starts = starts(&planners, &least_secs);
             let known = starts.first().map_or(f64::INFINITY, |(_, s)| s.secs());
@@ -93,7 +94,7 @@ pub fn compare(
         && let Some(direct) = first().next_back()
     {
         best = Some((direct, planners[direct].tightly(strategy)?));
-        bound_secs = None;
+        proof = None;
     }
     let Some((mut at, mut made)) = best else {
         let status = "no program to plan".to_owned();
@@ -111,11 +112,11 @@ pub fn compare(
             }
         }
     }
-    let bound_secs = match bound_secs {
-        Some(secs) => secs,
-        None => planners[at].bound_secs(&made)?,
+    let proof = match proof {
+        Some(proof) => proof,
+        None => planners[at].prove(&made)?,
     };
-    let mut plan = planners[at].finish(made, machine, bound_secs);
+    let mut plan = planners[at].finish(made, machine, &proof);
     plan.rewrites = variants[programs[at].0].report.to_string();
     // The same whatever is planned, so that plans can be compared by it.
     if let Some(first) = variants.first() {
@@ -160,14 +161,14 @@ fn starts(planners: &[Planner<'_>], least_secs: &[f64]) -> Vec<(usize, Start)> {
     starts
 }
 
-/// The best plan in the large space of any program, and what none of that program
-/// takes less than.
+/// The best plan in the large space of any program, and what is known of all of that
+/// program.
 fn optimal(
     planners: &[Planner<'_>],
     starts: Vec<(usize, Start)>,
-) -> Result<(Best, Option<f64>), PlanError> {
+) -> Result<(Best, Option<Proof>), PlanError> {
     let mut best: Best = None;
-    let mut bound_secs: Option<f64> = None;
+    let mut proof: Option<Proof> = None;
     // What memory is worth is much the same in all of them: once that is known, a look
     // tells which of the others are worth a proof.
     let mut prices: Option<Prices> = None;
@@ -180,14 +181,14 @@ fn optimal(
         if prices.is_some() && start.secs() >= below {
             continue;
         }
-        let (made, proof) = planners[at].improve(start, below)?;
-        prices = prices.or(proof.prices);
+        let (made, known) = planners[at].improve(start, below)?;
+        prices = prices.or_else(|| known.prices.clone());
         if let Some(made) = made
             && (best.as_ref()).is_none_or(|(_, b)| made.secs() < b.secs())
         {
             best = Some((at, made));
-            bound_secs = Some(proof.bound_secs);
+            proof = Some(known);
         }
     }
-    Ok((best, bound_secs))
+    Ok((best, proof))
 }

@@ -134,7 +134,7 @@ impl<'a> Planner<'a> {
 
     /// The plan, as it is on the real machine, with its distance to what nothing
     /// takes less than on the planner's.
-    pub fn finish(&self, made: Made, machine: &Machine, bound_secs: f64) -> Plan {
+    pub fn finish(&self, made: Made, machine: &Machine, proof: &Proof) -> Plan {
         let secs = made.found.score.secs;
         let mut plan = if machine == self.machine {
             made.plan
@@ -148,7 +148,8 @@ impl<'a> Planner<'a> {
         let updates = (program.updates.iter())
             .map(|u| machine.update_secs(program.node(u.param).ty.bytes(), program.state_slots));
         plan.predicted.secs += updates.sum::<f64>();
-        plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
+        plan.gap = ((secs - proof.bound_secs) / secs.max(1e-12)).max(0.0);
+        plan.n_binaries = proof.n_binaries;
         plan
     }
 
@@ -156,12 +157,12 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// [`PlanError::Solver`].
-    pub fn bound_secs(&self, made: &Made) -> Result<f64, PlanError> {
+    pub fn prove(&self, made: &Made) -> Result<Proof, PlanError> {
         let pool = self.pool(made.source);
         let problem = self.problem(made.source, &pool, made.workspace_bytes);
         let space = Space::new(&problem);
         let cap = self.budget.device_bytes;
-        Ok(prove(&problem, &space, &made.found, cap, None)?.bound_secs)
+        prove(&problem, &space, &made.found, cap, None)
     }
 
     /// A plan where a quick search finds none.

@@ -127,6 +127,8 @@ pub struct Proof {
     pub better: Option<Found>,
     /// What memory is worth, if that was found out.
     pub prices: Option<Prices>,
+    /// Yes-or-no decisions that the integer program was asked.
+    pub n_binaries: usize,
 }
 
 /// Bounds the seconds of every placement within `cap_bytes` and, if told to improve,
@@ -147,6 +149,7 @@ pub fn prove(
             bound_secs: found.score.secs,
             better: None,
             prices: None,
+            n_binaries: 0,
         });
     }
     let mut better: Option<Found> = None;
@@ -177,6 +180,7 @@ pub fn prove(
         bound_secs: known.bound_secs,
         better,
         prices: known.prices,
+        n_binaries: known.n_binaries,
     })
 }
 

@@ -314,6 +314,10 @@ pub struct Plan {
     /// the stages, grids and homes considered for this program takes less time than
     /// that bound, by the machine profile. Other cuts and equal programs are beyond it.
     pub gap: f64,
+    /// Yes-or-no decisions of the integer program that gave that bound, as far as its
+    /// columns were needed: 0 where nothing beats the plan whatever the caps.
+    #[serde(default)]
+    pub n_binaries: usize,
     /// What it is to be best at, which is what the gap is of.
     pub objective: Objective,
 }

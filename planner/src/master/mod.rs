@@ -89,6 +89,9 @@ pub struct Known {
     pub bound_secs: f64,
     /// What memory is worth, if that was found out.
     pub prices: Option<Prices>,
+    /// Decisions of the program as far as it was written down: candidates that run or
+    /// do not, maps that are kept until a use or are not.
+    pub n_binaries: usize,
 }
 
 /// Bounds the seconds of every placement within `device_bytes`, starting with
@@ -164,6 +167,7 @@ pub fn bound(
     Ok(Known {
         bound_secs: aside.min(known) * tick,
         prices: first_prices,
+        n_binaries: solver.master.n_binaries(),
     })
 }
 

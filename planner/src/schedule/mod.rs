@@ -382,6 +382,7 @@ impl<'a> Scheduler<'a> {
             predicted,
             rewrites: String::new(),
             gap: 0.0,
+            n_binaries: 0,
             objective: Objective::Seconds,
         }
     }
