@@ -139,6 +139,7 @@ impl Region {
     }
 
     /// Number of positions (batch × spatial), channels not counted.
+    #[inline]
     pub fn points(&self) -> u64 {
         self.spans().iter().map(|s| s.len() as u64).product()
     }
@@ -149,11 +150,13 @@ impl Region {
     }
 
     /// Whether every position of `other` is inside.
+    #[inline]
     pub fn contains(&self, other: &Region) -> bool {
         other.is_empty() || self.zip(other).all(|(a, b)| a.contains(b))
     }
 
     /// What is inside both.
+    #[inline]
     pub fn intersect(&self, other: &Region) -> Region {
         let mut out = *self;
         for (i, (a, b)) in self.zip(other).enumerate() {
@@ -163,6 +166,7 @@ impl Region {
     }
 
     /// Smallest region that holds both; an empty region adds nothing.
+    #[inline]
     pub fn hull(&self, other: &Region) -> Region {
         if self.is_empty() {
             return *other;
