@@ -84,6 +84,11 @@ pub fn counted(of: &Library, name: &str) -> usize {
     unsafe { of.get::<extern "C" fn() -> usize>(name.as_bytes()).unwrap()() }
 }
 
+/// Bytes that were copied to the device region by region, so far.
+pub fn bytes_to_device() -> u64 {
+    counted(driver(), "standin_bytes_to_device") as u64
+}
+
 /// From now on stream `slow` does nothing while another can go on, and the wait of this
 /// number, from 1, is not made; 0 for none, 3 for no stream. Streams are numbered as the
 /// backend makes them: kernels, copies to the device, copies to the host.
@@ -145,8 +150,16 @@ pub fn image<T: Real>() -> Image {
 /// The fault of a kernel that reads one element too many.
 pub const OUT_OF_BOUNDS: &str = "a read beyond a weight";
 
+/// The fault of a kernel that overwrites bytes before it has read all of them.
+pub const BYTES_OUT_OF_ORDER: &str = "the barrier between bytes and elements";
+
 /// Faults to put into the kernels: what is replaced, and by what.
-pub const FAULTS: [(&str, &str, &str); 5] = [
+pub const FAULTS: [(&str, &str, &str); 6] = [
+    (
+        BYTES_OUT_OF_ORDER,
+        "v[k] = i < n ? bytes[i] : 0;\n            }\n            __syncthreads();",
+        "v[k] = i < n ? bytes[i] : 0;\n            }",
+    ),
     (
         "a barrier of a sum",
         "sums[threadIdx.x + half];\n        __syncthreads();",

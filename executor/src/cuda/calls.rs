@@ -1,10 +1,8 @@
 //! What the interpreter asks for, as calls on streams.
 
-use std::sync::Arc;
-
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
 use sstep_kernels::cuda::{self as kernels, Placed, Step};
-use sstep_kernels::{Box4, In, Layout, Out, Real, UpdateRule};
+use sstep_kernels::{Box4, In, Out, Real, UpdateRule};
 
 use crate::backend::{Backend, HostMemory, Launch, Partial, Place};
 use crate::disk::{DiskMap, PIECE_BYTES};
@@ -16,7 +14,6 @@ use super::pinned::Pinned;
 use super::queue::Queue;
 use super::schedule::{Bytes, Lane};
 use super::spill::Piece;
-use super::staging::Staging;
 use super::{Cuda, copies, driver};
 
 impl<T: Real> Backend<T> for Cuda<T> {
@@ -97,13 +94,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
     }
 
     fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        let from = host.addresses();
-        let to = self.bytes(dst);
-        self.order_copy(Lane::ToDevice, &[from], &[to])?;
-        let region = Box4::lift(region);
-        let dst = self.placed(dst);
-        copies::upload(self.stream(Lane::ToDevice), host, &region, &dst)?;
-        Ok(())
+        self.copy_to_device(host, region, dst)
     }
 
     fn download(
@@ -171,16 +162,12 @@ impl<T: Real> Backend<T> for Cuda<T> {
         region: &Region,
         dst: &Place,
     ) -> Result<(), ExecError> {
-        let ty = dst.layout.ty::<T>();
-        let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
-        let layout = Layout::window(&ty, &capacity, region);
         // The device computes what it was given while this reads.
         self.flush()?;
-        let read = |to: &mut [T]| {
-            let read = source.read(region, &mut Out::new(layout, to));
-            read.map_err(ExecError::reading(name))
-        };
-        self.upload_by(|this| &mut this.staging, layout, region, dst, read)
+        match source.bytes() {
+            Some(bytes) => self.read_bytes(name, bytes, region, dst),
+            None => self.read_elements(name, source, region, dst),
+        }
     }
 
     fn update(
@@ -232,25 +219,5 @@ impl<T: Real> Backend<T> for Cuda<T> {
         }
         self.graphs.end_step();
         self.writer.wait()
-    }
-}
-
-impl<T: Real> Cuda<T> {
-    /// Copies to the device what `read` puts into a buffer of `staging`.
-    fn upload_by(
-        &mut self,
-        staging: impl Fn(&mut Self) -> &mut Staging,
-        layout: Layout,
-        region: &Region,
-        dst: &Place,
-        read: impl FnOnce(&mut [T]) -> Result<(), ExecError>,
-    ) -> Result<(), ExecError> {
-        let mut slot = staging(self).take::<T>(layout.len)?;
-        let copied = read(slot.elements())
-            .and_then(|()| self.upload(&In::new(layout, slot.elements()), region, dst));
-        // Whatever came of it, the buffer serves the next.
-        let stream = Arc::clone(self.stream(Lane::ToDevice));
-        staging(self).give_back(slot, &stream)?;
-        copied
     }
 }

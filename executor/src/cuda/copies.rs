@@ -106,25 +106,29 @@ fn blank<T>(region: &Box4, stack: &Stack) -> sys::CUDA_MEMCPY3D {
 }
 
 /// Address of the first element of a region's first row.
-fn host_row<T: Real>(host: &In<'_, T>, region: &Box4, stack: &Stack) -> *const T {
+fn host_row<T: Copy>(host: &In<'_, T>, region: &Box4, stack: &Stack) -> *const T {
     let (h, w) = (region.s(1).start, region.s(2));
     host.row(stack.n, stack.c, stack.d, h, w).as_ptr()
 }
 
-/// Copies a region of all channels to the device.
-pub(super) fn upload<T: Real>(
+/// Copies a region of all channels to the device, where its elements are `T`: elements,
+/// or whatever is no larger, such as bytes. What is smaller comes to lie at the end of
+/// every row's room.
+pub(super) fn upload<S: Copy, T: Real>(
     stream: &CudaStream,
-    host: &In<'_, T>,
+    host: &In<'_, S>,
     region: &Box4,
     dst: &Placed,
 ) -> Result<(), DeviceError> {
+    const { assert!(size_of::<S>() <= size_of::<T>()) };
     let layout = host.layout();
+    let unused = region.s(2).len() * (size_of::<T>() - size_of::<S>());
     for stack in stacks(region, layout.dims[1]) {
-        let mut copy = blank::<T>(region, &stack);
+        let mut copy = blank::<S>(region, &stack);
         copy.srcHost = host_row(host, region, &stack).cast::<c_void>();
-        (copy.srcPitch, copy.srcHeight) = pitch::<T>(layout, &stack);
+        (copy.srcPitch, copy.srcHeight) = pitch::<S>(layout, &stack);
         copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        copy.dstDevice = dst.address + first::<T>(&dst.layout, &stack, region) as u64;
+        copy.dstDevice = dst.address + (first::<T>(&dst.layout, &stack, region) + unused) as u64;
         (copy.dstPitch, copy.dstHeight) = pitch::<T>(&dst.layout, &stack);
         // SAFETY: both views hold the region, as their layouts say.
         unsafe { run(stream, &copy) }.map_err(failed("copying to the device"))?;

@@ -20,6 +20,7 @@ mod cublaslt;
 mod cudnn;
 mod driver;
 mod graphs;
+mod images;
 mod library;
 mod marks;
 mod module;

@@ -9,6 +9,7 @@
 mod arrays;
 mod broken;
 mod built;
+mod bytes;
 mod common;
 mod real;
 mod tiff;

@@ -9,12 +9,14 @@
 
 mod args;
 mod attrs;
+mod bytes;
 mod library;
 mod lower;
 mod reductions;
 mod sliding;
 
 pub use args::{Args, Placed, View};
+pub use bytes::from_bytes;
 pub use library::{
     Convolution, Extents, LEAST_MATMUL, LibraryCall, Matmul, MatmulShapes, Offer, Pass, Scratch,
     Shapes,
@@ -78,6 +80,7 @@ pub fn kernel_names() -> &'static [&'static str] {
         "constant",
         "copy",
         "slide",
+        "from_bytes",
         "fill_state",
         "add_part",
         "conv",
