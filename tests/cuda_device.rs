@@ -19,7 +19,7 @@ use cuda::{
 };
 use sstep::{CalibrateOptions, Family, Machine, calibrate_backend, calibration_bytes};
 use sstep_executor::cuda::{Cuda, Image, devices};
-use sstep_planner::{Budget, Plan, Strategy};
+use sstep_planner::{Plan, Strategy};
 
 /// Whether this process is the one for a test.
 fn is_alone() -> bool {
@@ -88,36 +88,6 @@ fn a_stream_that_waits_for_nothing_is_found() {
     }
 }
 
-/// Maps that go to the host, tile by tile, and come back.
-fn ahead(rows: usize) -> (Net, Plan) {
-    let text = format!(
-        "x = input [1, 2, {rows}, 32]
-         w1 = param [6, 2, 3, 3]
-         g1 = param [6]
-         b1 = param [6]
-         w2 = param [6, 6, 3, 3]
-         g2 = param [6]
-         b2 = param [6]
-         c1 = conv(x, w1) pad=1
-         m1 = moments(c1) groups=2
-         n1 = normalise(c1, m1, g1, b1) groups=2 eps=1e-5
-         r1 = relu(n1)
-         c2 = conv(r1, w2) pad=1
-         m2 = moments(c2) groups=2
-         n2 = normalise(c2, m2, g2, b2) groups=2 eps=1e-5
-         r2 = relu(n2)
-         s = sum_map(r2)"
-    );
-    let net = Net::parse("f64", &text).with_overlap();
-    let budget = Budget {
-        device_bytes: 96 << 10,
-        host_bytes: AMPLE,
-        disk_bytes: 0,
-    };
-    let plan = net.plan(budget, Strategy::OffloadAll).expect("a plan");
-    (net, plan)
-}
-
 /// The same plan with every copy made when it is needed.
 fn in_turn(plan: &Plan) -> Plan {
     let mut plan = plan.clone();
@@ -152,7 +122,7 @@ fn copies_run_beside_kernels() {
         expect("copies_run_beside_kernels", "none", true);
         return;
     }
-    let (net, plan) = ahead(64);
+    let (net, plan) = Net::ahead(64);
     let values = leaves::<f64>(&net.tape, 1);
     let apart = in_turn(&plan);
     // What part of the copies is hidden, where kernels take a second in all and copies
@@ -273,7 +243,7 @@ fn a_wait_that_is_not_made_is_found() {
         expect("a_wait_that_is_not_made_is_found", "none", true);
         return;
     }
-    let (net, plan) = ahead(24);
+    let (net, plan) = Net::ahead(24);
     let values = leaves::<f64>(&net.tape, 1);
     let want = oracle(&net, &values);
     let step = |dropped: usize, slow: usize| {

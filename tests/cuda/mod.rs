@@ -14,7 +14,7 @@ use sstep_autodiff::DType;
 use sstep_executor::Executor;
 use sstep_executor::cuda::{Cuda, Image};
 use sstep_kernels::Real;
-use sstep_planner::{Budget, Plan, PlanError, Strategy as Planning};
+use sstep_planner::{Budget, Plan, Strategy as Planning};
 
 use crate::common::{AMPLE, HOW, Net, Tensors, ready_on};
 
@@ -226,8 +226,7 @@ pub fn execute<T: Real>(plan: Plan, leaves: &Tensors<T>, with_libraries: bool) -
     report.outputs
 }
 
-/// A net's plan under a cap between the least and all that can be used; `None`
-/// where the strategy has none.
+/// A net's plan with ample host memory or none; see [`Net::plan_beyond`].
 pub fn plan_of(net: &Net, strategy: Planning, squeeze: f64, host: bool) -> Option<Plan> {
     let host_bytes = if host { AMPLE } else { 0 };
     plan_beyond(net, strategy, squeeze, [host_bytes, 0])
@@ -241,17 +240,5 @@ pub fn plan_beyond(net: &Net, strategy: Planning, squeeze: f64, beyond: [u64; 2]
         host_bytes,
         disk_bytes,
     };
-    let least = net.least_in(beyond, strategy)?;
-    let device_bytes = least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64;
-    match net.plan(
-        Budget {
-            device_bytes,
-            ..beyond
-        },
-        strategy,
-    ) {
-        Ok(plan) => Some(plan),
-        Err(PlanError::HostTooSmall { .. }) if host_bytes < AMPLE => None,
-        Err(e) => panic!("{strategy} at {device_bytes}: {e}"),
-    }
+    net.plan_beyond(beyond, strategy, squeeze)
 }
