@@ -58,5 +58,5 @@ KERNEL fill_state(ARGS) {
 
 // Adds `count` elements, all the part of one tile, to a state of doubles.
 KERNEL add_part(ARGS) {
-    EACH_INDEX(i) a.state[i] += (double)a.in[0].base[i];
+    EACH_INDEX(i) a.state[i] += (double)flat(a.in[0])[i];
 }

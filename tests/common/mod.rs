@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 pub mod events;
+pub mod narrow;
 pub mod nets;
 
 use std::collections::BTreeMap;

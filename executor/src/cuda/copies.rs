@@ -13,7 +13,7 @@ use std::ptr::null_mut;
 
 use cudarc::driver::{CudaStream, result, sys};
 use sstep_kernels::cuda::Placed;
-use sstep_kernels::{Box4, In, Layout, Out, Real};
+use sstep_kernels::{Box4, Element, In, Layout, Out};
 
 use crate::device::DeviceError;
 
@@ -106,13 +106,13 @@ fn blank<T>(region: &Box4, stack: &Stack) -> sys::CUDA_MEMCPY3D {
 }
 
 /// Address of the first element of a region's first row.
-fn host_row<T: Real>(host: &In<'_, T>, region: &Box4, stack: &Stack) -> *const T {
+fn host_row<T: Element>(host: &In<'_, T>, region: &Box4, stack: &Stack) -> *const T {
     let (h, w) = (region.s(1).start, region.s(2));
     host.row(stack.n, stack.c, stack.d, h, w).as_ptr()
 }
 
 /// Copies a region of all channels to the device.
-pub(super) fn upload<T: Real>(
+pub(super) fn upload<T: Element>(
     stream: &CudaStream,
     host: &In<'_, T>,
     region: &Box4,
@@ -133,7 +133,7 @@ pub(super) fn upload<T: Real>(
 }
 
 /// Copies a region of all channels from the device.
-pub(super) fn download<T: Real>(
+pub(super) fn download<T: Element>(
     stream: &CudaStream,
     src: &Placed,
     region: &Box4,
@@ -169,7 +169,7 @@ unsafe fn run(
 }
 
 /// Copies a whole dense tensor to the device.
-pub(super) fn write<T: Real>(
+pub(super) fn write<T: Element>(
     stream: &CudaStream,
     address: u64,
     data: &[T],
@@ -183,7 +183,7 @@ pub(super) fn write<T: Real>(
 }
 
 /// Copies a whole dense tensor from the device.
-pub(super) fn read<T: Real>(
+pub(super) fn read<T: Element>(
     stream: &CudaStream,
     address: u64,
     data: &mut [T],

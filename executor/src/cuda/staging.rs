@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice};
-use sstep_kernels::Real;
+use sstep_kernels::Element;
 
 use crate::device::DeviceError;
 
@@ -26,7 +26,7 @@ pub(super) struct Slot<T> {
     elements: std::marker::PhantomData<T>,
 }
 
-impl<T: Real> Slot<T> {
+impl<T: Element> Slot<T> {
     /// The elements asked for, of any value at first.
     pub(super) fn elements(&mut self) -> &mut [T] {
         let memory = self
@@ -53,7 +53,7 @@ impl Staging {
     }
 
     /// A buffer of `len` elements, once the device is done with it.
-    pub(super) fn take<T: Real>(&mut self, len: usize) -> Result<Slot<T>, DeviceError> {
+    pub(super) fn take<T: Element>(&mut self, len: usize) -> Result<Slot<T>, DeviceError> {
         let bytes = len * size_of::<T>();
         self.slots.swap(0, 1);
         let old = self.slots[1].take();
