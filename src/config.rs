@@ -15,6 +15,7 @@ use crate::data::{SlideView, Slides};
 use crate::error::Error;
 use crate::nn::ModelSpec;
 use crate::optim::{self, Schedule, UpdateRule};
+use crate::precision::Precision;
 
 /// Extents of an image as people write them: width × height (× depth).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +150,12 @@ pub struct TrainConfig {
     /// that is faster; it rounds differently, by about 1e-6.
     #[serde(default = "yes")]
     pub winograd: bool,
+    /// What maps are stored as: `f32`, `bf16` or `f16`.
+    #[serde(default)]
+    pub precision: Precision,
+    /// By what the loss is scaled before the reverse sweep; 1 by default, with `f16` 1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
     /// The network.
     pub model: ModelSpec,
     /// Memory.

@@ -41,6 +41,7 @@ mod error;
 pub mod nn;
 pub mod optim;
 pub mod params;
+mod precision;
 mod profile;
 mod report;
 mod session;
@@ -51,6 +52,7 @@ pub use calibrate::{
     CalibrateOptions, calibrate, calibrate_backend, calibrate_device, calibration_bytes,
 };
 pub use error::Error;
+pub use precision::Precision;
 pub use profile::{Profile, ProfileOrigin, profile_path};
 pub use report::{Pair, REPORT_HEADING, Report, peak_rss_bytes};
 pub use session::{OptimiserState, Session, SessionOptions, Step, differentiate};
@@ -58,6 +60,7 @@ pub use train::{TrainEvent, TrainOptions, TrainStep, Trainer};
 
 pub use sstep_autodiff::{
     Attention, ConvSpec, DType, Gradients, NodeId, Op, PoolSpec, Shape, Tape, TapeError, backward,
+    narrow,
 };
 pub use sstep_executor::source;
 pub use sstep_executor::{

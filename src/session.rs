@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sstep_autodiff::{DType, Op, Shape, Tape, backward};
+use sstep_autodiff::{DType, Op, Shape, Tape, backward_scaled};
 use sstep_executor::source::TileSource;
 use sstep_executor::{Device, DeviceOptions, Executor, Feed, Feeds, Progress, StepHow, StepReport};
 use sstep_planner::{Aim, Budget, Machine, Objective, Plan, Program, StepSpec, Strategy, plan};
@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::nn::{self, Init, ModelSpec, Net, init_values, inits_of};
 use crate::optim::UpdateRule;
 use crate::params::{Element, Tensors};
+use crate::precision::Precision;
 
 /// How a session plans and starts.
 #[derive(Clone, Debug)]
@@ -36,6 +37,11 @@ pub struct SessionOptions {
     pub objective: Objective,
     /// What the machine can do.
     pub machine: Machine,
+    /// What maps are stored as.
+    pub precision: Precision,
+    /// By what the loss is scaled before the reverse sweep; gradients are scaled back.
+    /// Without, as [`Precision::loss_scale`] says.
+    pub loss_scale: Option<f64>,
     /// Seed of parameters that are not given, and of dropout.
     pub seed: u64,
     /// Optimiser of a training session. Without one, a step hands back the
@@ -55,9 +61,16 @@ impl SessionOptions {
             strategy: Strategy::Optimal,
             objective: Objective::Seconds,
             machine: Machine::default(),
+            precision: Precision::F32,
+            loss_scale: None,
             seed: 0,
             rule: None,
         }
+    }
+
+    /// By what the loss is scaled before the reverse sweep.
+    pub fn loss_scale(&self) -> f64 {
+        self.loss_scale.unwrap_or(self.precision.loss_scale())
     }
 
     /// The same for training by `rule`.
@@ -446,12 +459,17 @@ fn net_of_tape(tape: Tape) -> Result<Net, Error> {
 
 /// Adds the gradients of the first output to a tape, unless it has them, and
 /// tells what a step of it is for: to update all parameters by `rule`, or
-/// without one to hand back the gradients.
+/// without one to hand back the gradients. The loss is scaled by `loss_scale` before the
+/// sweep, and gradients are scaled back: see [`backward_scaled`].
 ///
 /// # Errors
 /// [`Error::Usage`] if the tape declares no output, [`Error::Tape`] if the first
 /// is no loss.
-pub fn differentiate(tape: &mut Tape, rule: Option<&UpdateRule>) -> Result<StepSpec, Error> {
+pub fn differentiate(
+    tape: &mut Tape,
+    rule: Option<&UpdateRule>,
+    loss_scale: f64,
+) -> Result<StepSpec, Error> {
     let Some(&loss) = tape.outputs().first() else {
         return Err(Error::usage(NO_OUTPUT));
     };
@@ -465,7 +483,7 @@ pub fn differentiate(tape: &mut Tape, rule: Option<&UpdateRule>) -> Result<StepS
             state_slots: 0,
         });
     }
-    let gradients = backward(tape, loss)?;
+    let gradients = backward_scaled(tape, loss, loss_scale)?;
     let Some(rule) = rule else {
         let outputs = tape.outputs().to_vec();
         return Ok(StepSpec {
@@ -488,18 +506,23 @@ pub fn differentiate(tape: &mut Tape, rule: Option<&UpdateRule>) -> Result<StepS
 /// Adds gradients to a network and plans it.
 fn prepare(net: Net, options: &SessionOptions) -> Result<Prepared, Error> {
     let Net {
-        mut tape,
+        tape,
         loss,
         logits,
         image,
         labels,
         inits,
     } = net;
+    let name = |id| tape.node(id).name.clone();
+    let (loss_name, logits_name) = (name(loss), name(logits));
+    let mut tape = options.precision.apply(tape)?;
+    let named = |name: &str| tape.by_name(name).expect("nodes keep their names");
+    let (loss, logits) = (named(&loss_name), named(&logits_name));
     let flat_logits = logits != loss && !tape.ty(logits).is_map();
     if flat_logits {
         tape.output(logits);
     }
-    let spec = differentiate(&mut tape, options.rule.as_ref())?;
+    let spec = differentiate(&mut tape, options.rule.as_ref(), options.loss_scale())?;
     let plan = plan(
         &tape,
         &spec,
@@ -510,11 +533,10 @@ fn prepare(net: Net, options: &SessionOptions) -> Result<Prepared, Error> {
             objective: options.objective,
         },
     )?;
-    let name = |id| tape.node(id).name.clone();
     Ok(Prepared {
         plan: Arc::new(plan),
-        loss: name(loss),
-        logits: flat_logits.then(|| name(logits)),
+        loss: loss_name,
+        logits: flat_logits.then_some(logits_name),
         image,
         labels,
         inits,

@@ -202,7 +202,7 @@ fn a_device_is_measured_as_it_is() {
     };
     driver();
     let bytes = calibration_bytes(&options);
-    let mut cuda = Cuda::<f32>::from_image(0, bytes, image::<f32>()).unwrap();
+    let mut cuda = Cuda::<f32>::from_image(0, bytes, image::<f32>(false), false).unwrap();
     // SAFETY: functions of the stand-in with these arguments.
     let mut measured = |in_turn: bool| unsafe {
         let start = driver().get::<extern "C" fn(f64, f64, f64)>(b"standin_start_clock");
@@ -282,7 +282,14 @@ fn failures_are_sentences() {
         Err(sstep_executor::DeviceError::NotBuilt) | Ok(_) => panic!("it was made"),
         Err(e) => e.to_string(),
     };
-    let open = |ordinal, bytes| said(Cuda::<f32>::from_image(ordinal, bytes, image::<f32>()));
+    let open = |ordinal, bytes| {
+        said(Cuda::<f32>::from_image(
+            ordinal,
+            bytes,
+            image::<f32>(false),
+            false,
+        ))
+    };
     let contains = |said: String, part: &str| assert!(said.contains(part), "{said}");
     if is_alone() {
         match std::env::var("SSTEP_FAULT").unwrap().as_str() {
@@ -311,7 +318,7 @@ fn failures_are_sentences() {
         open(0, 1 << 40),
         "could not allocate the arena of 1099511627776 bytes",
     );
-    let nothing = Cuda::<f32>::from_image(0, 1 << 20, Image::from_ptx("nothing"));
+    let nothing = Cuda::<f32>::from_image(0, 1 << 20, Image::from_ptx("nothing"), false);
     contains(said(nothing), "loading kernels failed");
 }
 

@@ -98,7 +98,7 @@ fn reads_alike<T: Real>(case: &Case, seed: u64) {
     let mut want: Vec<T> = (0..layout.len).map(|_| T::from_f64(rng.unit())).collect();
     driver();
     let bytes = 192 + (layout.len * size_of::<T>()) as u64;
-    let mut cuda = Cuda::<T>::from_image(0, bytes, image::<T>()).unwrap();
+    let mut cuda = Cuda::<T>::from_image(0, bytes, image::<T>(false), false).unwrap();
     cuda.write(&place, &want).unwrap();
     for region in &case.regions {
         cuda.read_source("image", &source, region, &place).unwrap();

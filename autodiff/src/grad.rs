@@ -78,6 +78,16 @@ impl Gradients {
 /// name `grad/…` is taken, as after a first sweep. After `NoGradient` the tape
 /// is still valid but holds part of a backward pass.
 pub fn backward(tape: &mut Tape, loss: NodeId) -> Result<Gradients, TapeError> {
+    backward_scaled(tape, loss, 1.0)
+}
+
+/// [`backward`] from `scale` times the loss, so that gradients of maps that are stored
+/// as `f16` do not vanish (Micikevicius et al., arXiv:1710.03740). Gradients of leaves
+/// are divided by it again, in `f32`; by a power of two that loses nothing.
+///
+/// # Errors
+/// As [`backward`], and [`TapeError::Shape`] unless `scale` and its inverse are finite.
+pub fn backward_scaled(tape: &mut Tape, loss: NodeId, scale: f64) -> Result<Gradients, TapeError> {
     let ty = tape.ty(loss);
     if ty.is_map() || ty.shape.dims() != [1] {
         let node = tape.node(loss);
@@ -95,14 +105,14 @@ pub fn backward(tape: &mut Tape, loss: NodeId) -> Result<Gradients, TapeError> {
     check_names(tape, &forward, &needs, loss)?;
 
     let mut cotangents: SecondaryMap<NodeId, NodeId> = SecondaryMap::new();
-    cotangents.insert(loss, seed(tape, ty)?);
+    cotangents.insert(loss, seed(tape, ty, scale)?);
     let mut pairs = Vec::new();
     for &id in forward.iter().rev() {
         let Some(&cotangent) = cotangents.get(id) else {
             continue;
         };
         if tape.node(id).op.is_leaf() {
-            pairs.push((id, finish(tape, &pairs, id, cotangent)?));
+            pairs.push((id, finish(tape, &pairs, id, cotangent, 1.0 / scale)?));
             continue;
         }
         let mut step = Vjp::new(tape, id, cotangent, &needs);
@@ -110,6 +120,7 @@ pub fn backward(tape: &mut Tape, loss: NodeId) -> Result<Gradients, TapeError> {
         let Vjp { inputs, given, .. } = step;
         for (input, gradient) in given {
             let source = inputs[input];
+            let gradient = as_cotangent(tape, gradient, source)?;
             let sum = match cotangents.get(source) {
                 Some(&before) => tape.push(Op::Add, &[before, gradient])?,
                 None => gradient,
@@ -180,8 +191,23 @@ fn gradient_name(leaf: &str) -> String {
     format!("grad/{leaf}")
 }
 
-/// The gradient of the loss by itself.
-fn seed(tape: &mut Tape, ty: Ty) -> Result<NodeId, TapeError> {
+/// A gradient in the element type that gradients of `source` have: that of a map, and
+/// `f32` of a narrow flat tensor, because its gradient is a sum over maps.
+fn as_cotangent(tape: &mut Tape, gradient: NodeId, source: NodeId) -> Result<NodeId, TapeError> {
+    let ty = tape.ty(source);
+    let to = if ty.is_map() {
+        ty.dtype
+    } else {
+        ty.dtype.wide()
+    };
+    if tape.ty(gradient).dtype == to {
+        return Ok(gradient);
+    }
+    tape.push(Op::Cast { to }, &[gradient])
+}
+
+/// The gradient of so many times the loss by the loss.
+fn seed(tape: &mut Tape, ty: Ty, scale: f64) -> Result<NodeId, TapeError> {
     let name = tape.free_name("seed");
     let ty = Ty {
         form: Form::Flat,
@@ -190,26 +216,27 @@ fn seed(tape: &mut Tape, ty: Ty) -> Result<NodeId, TapeError> {
     tape.leaf(
         &name,
         Op::Constant {
-            value: Num::new(1.0),
+            value: Num::new(scale),
         },
         ty,
     )
 }
 
 /// Gives a leaf's gradient its name; a copy of it, if it already is that of
-/// another leaf.
+/// another leaf or has to be scaled back.
 fn finish(
     tape: &mut Tape,
     pairs: &[(NodeId, NodeId)],
     leaf: NodeId,
     gradient: NodeId,
+    factor: f64,
 ) -> Result<NodeId, TapeError> {
     let name = gradient_name(&tape.node(leaf).name);
-    if pairs.iter().any(|&(_, taken)| taken == gradient) {
+    if factor != 1.0 || pairs.iter().any(|&(_, taken)| taken == gradient) {
         return tape.push_named(
             &name,
             Op::Scale {
-                factor: Num::new(1.0),
+                factor: Num::new(factor),
             },
             &[gradient],
         );
@@ -289,7 +316,8 @@ impl<'a> Vjp<'a> {
 
     /// Contributes `gradient` to an input.
     pub(crate) fn give(&mut self, input: usize, gradient: NodeId) {
-        debug_assert_eq!(self.ty(gradient), self.ty(self.inputs[input]));
+        let source = self.ty(self.inputs[input]);
+        debug_assert_eq!(self.ty(gradient).with_dtype(source.dtype), source);
         self.given.push((input, gradient));
     }
 

@@ -73,6 +73,7 @@
 mod build;
 mod error;
 mod grad;
+mod narrow;
 mod op;
 mod ops;
 mod region;
@@ -85,7 +86,8 @@ mod verify;
 
 pub use build::{Attention, ConvSpec, PoolSpec};
 pub use error::{ShapeReason, TapeError};
-pub use grad::{Gradients, backward};
+pub use grad::{Gradients, backward, backward_scaled};
+pub use narrow::narrow;
 pub use op::{Num, Op, PerAxis};
 pub use ops::{
     ConvAlgo, ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs, PoolAttrs,

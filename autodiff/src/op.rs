@@ -16,7 +16,7 @@ use crate::ops::{
     ConvAttrs, ConvTransposeAttrs, NormAttrs, NormKind, NormParam, PadAttrs, PoolAttrs, Saved,
     SliceAttrs, UnaryKind, UpsampleAttrs,
 };
-use crate::ty::MAX_SPATIAL;
+use crate::ty::{DType, MAX_SPATIAL};
 
 /// A real number that can be compared and hashed, by its bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +52,11 @@ pub type PerAxis = [usize; MAX_SPATIAL];
 /// reads the positions it computes, a reduction the positions it covers, and
 /// flat inputs whole. An op without a **VJP** is a gradient itself and is not
 /// differentiated.
+///
+/// Maps that an op reads have one element type, and so has the map it computes; with a
+/// narrow type ([`DType::is_narrow`]) it computes in `f32` and rounds each element once.
+/// Flat tensors are `f32` then, statistics and gradients included, except weights of
+/// convolutions, which may also have the type of the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Op {
     // --- leaves -----------------------------------------------------------
@@ -196,6 +201,16 @@ pub enum Op {
     ///
     /// **VJP.** `ȳ` times a map of ones. Saves nothing.
     ChannelSum,
+
+    /// `(x)` → the same values as elements of type `to`, rounded to nearest, ties to
+    /// even. From `f32` to a narrow type and back; of any shape.
+    ///
+    /// **VJP.** `ȳ` as elements of `x`'s type; of a flat `x` it is `f32` already. Saves
+    /// nothing.
+    Cast {
+        /// Element type of the result.
+        to: DType,
+    },
 
     // --- structure --------------------------------------------------------
     /// `(a, b, …)` → channels one after another; maps or flat `[N, C, …]` such as

@@ -327,6 +327,27 @@ impl AxisRead {
     }
 }
 
+impl AxisRead {
+    /// Most indices that one position of the output reads.
+    pub fn most(&self, extent: usize) -> usize {
+        let adjoint = |w: &Window| w.reach() / w.stride + 1;
+        let most = match self {
+            AxisRead::Point | AxisRead::Shift(_) | AxisRead::Nearest(_) => 1,
+            AxisRead::Window(w) => w.reach() + 1,
+            AxisRead::Aligned { window, tile } => (tile - 1) * window.stride + window.reach() + 1,
+            AxisRead::Adjoint(w) => adjoint(w),
+            AxisRead::AdjointWindow { window, .. } => {
+                (adjoint(window) - 1) * window.stride + window.reach() + 1
+            }
+            AxisRead::NearestAdjoint(f) => *f,
+            AxisRead::Linear(_) => 2,
+            AxisRead::LinearAdjoint(f) => 2 * f + 2,
+            AxisRead::Whole => extent,
+        };
+        most.min(extent)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,13 +15,20 @@ pub const MAX_RANK: usize = 5;
 /// Most spatial axes of a map.
 pub const MAX_SPATIAL: usize = 3;
 
-/// Element type of every tensor of a tape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Element type of a tensor.
+///
+/// A tape computes in one of the first two. The other two are *narrow*: maps, and
+/// the weights that meet them, may be stored so, while every sum is taken in `F32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DType {
     /// IEEE single precision: what networks are trained in.
     F32,
     /// IEEE double precision: what gradients are checked in.
     F64,
+    /// The upper half of an `F32`: its range, 8 bits of precision.
+    Bf16,
+    /// IEEE half precision: 11 bits of precision, nothing above 65 504.
+    F16,
 }
 
 impl DType {
@@ -30,7 +37,31 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::F64 => 8,
+            DType::Bf16 | DType::F16 => 2,
         }
+    }
+
+    /// Whether values are only stored so, and computed with in [`DType::wide`].
+    pub fn is_narrow(self) -> bool {
+        match self {
+            DType::F32 | DType::F64 => false,
+            DType::Bf16 | DType::F16 => true,
+        }
+    }
+
+    /// What values of this type are computed with, and sums of them are.
+    pub fn wide(self) -> DType {
+        match self {
+            DType::F32 | DType::Bf16 | DType::F16 => DType::F32,
+            DType::F64 => DType::F64,
+        }
+    }
+
+    /// The type of that name, as [`DType`]'s `Display` writes it.
+    pub fn by_name(name: &str) -> Option<DType> {
+        [DType::F32, DType::F64, DType::Bf16, DType::F16]
+            .into_iter()
+            .find(|t| t.to_string() == name)
     }
 }
 
@@ -39,6 +70,8 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::F64 => "f64",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
         })
     }
 }
@@ -164,6 +197,11 @@ pub struct Ty {
 }
 
 impl Ty {
+    /// The same tensor with elements of another type.
+    pub fn with_dtype(self, dtype: DType) -> Ty {
+        Ty { dtype, ..self }
+    }
+
     /// Size of the whole tensor in bytes.
     pub fn bytes(&self) -> u64 {
         self.shape.elems() as u64 * self.dtype.bytes() as u64

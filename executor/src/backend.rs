@@ -4,8 +4,8 @@
 //! turns them into addresses and launches. There is one arena, of exactly the
 //! cap. Host memory and the spill file are the interpreter's.
 
-use sstep_autodiff::{Op, Region, Ty};
-use sstep_kernels::{In, Layout, Out, Real, UpdateRule};
+use sstep_autodiff::{DType, Op, Region, Ty};
+use sstep_kernels::{AnyIn, AnyOut, Layout, Real, UpdateRule};
 
 use crate::disk::DiskMap;
 use crate::error::ExecError;
@@ -51,12 +51,36 @@ pub enum Partial {
 }
 
 /// Memory of the host that a device copies to and from.
-pub type HostMemory<T> = Box<dyn HostSlice<T>>;
+pub type HostMemory = Box<dyn HostSlice>;
 
-/// Elements in memory of the host.
-pub trait HostSlice<T>: AsRef<[T]> + AsMut<[T]> + Send {}
+/// Bytes in memory of the host, aligned to any element.
+pub trait HostSlice: AsRef<[u8]> + AsMut<[u8]> + Send {}
 
-impl<T, M: AsRef<[T]> + AsMut<[T]> + Send> HostSlice<T> for M {}
+impl<M: AsRef<[u8]> + AsMut<[u8]> + Send> HostSlice for M {}
+
+/// Memory that the system gives, aligned to eight bytes.
+struct Pageable {
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl AsRef<[u8]> for Pageable {
+    fn as_ref(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.bytes]
+    }
+}
+
+impl AsMut<[u8]> for Pageable {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes]
+    }
+}
+
+/// So many bytes that any device copies to and from; zeros.
+pub(crate) fn pageable(bytes: usize) -> HostMemory {
+    let words = vec![0; bytes.div_ceil(8)];
+    Box::new(Pageable { words, bytes })
+}
 
 /// A device: one arena, regions in and out, kernel launches.
 ///
@@ -71,6 +95,11 @@ impl<T, M: AsRef<[T]> + AsMut<[T]> + Send> HostSlice<T> for M {}
 /// then abandoned.
 #[allow(clippy::missing_errors_doc, reason = "said once, for all methods")]
 pub trait Backend<T: Real> {
+    /// Whether tensors of a plan may have elements of this type.
+    fn stores(&self, dtype: DType) -> bool {
+        dtype == T::DTYPE
+    }
+
     /// A step begins: until [`Backend::wait`] calls are those of a plan, which the next
     /// step repeats.
     fn begin_step(&mut self) {}
@@ -103,8 +132,8 @@ pub trait Backend<T: Real> {
     fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError>;
 
     /// Host memory for a tensor moved off the device, of any content.
-    fn host_memory(&mut self, elems: usize) -> Result<HostMemory<T>, ExecError> {
-        Ok(Box::new(vec![T::ZERO; elems]))
+    fn host_memory(&mut self, bytes: usize) -> Result<HostMemory, ExecError> {
+        Ok(pageable(bytes))
     }
 
     /// Device memory in use beside the arena, in bytes; other programs' too, where a
@@ -114,15 +143,11 @@ pub trait Backend<T: Real> {
     }
 
     /// Copies a region of a host tensor to the device.
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError>;
+    fn upload(&mut self, host: &AnyIn<'_>, region: &Region, dst: &Place) -> Result<(), ExecError>;
 
     /// Copies a region of a device tensor to the host, into [`HostMemory`].
-    fn download(
-        &mut self,
-        src: &Place,
-        region: &Region,
-        host: &Out<'_, T>,
-    ) -> Result<(), ExecError>;
+    fn download(&mut self, src: &Place, region: &Region, host: AnyOut<'_>)
+    -> Result<(), ExecError>;
 
     /// Copies a region of a device tensor to the spill file.
     ///
@@ -163,10 +188,11 @@ pub trait Backend<T: Real> {
         slots: &[Place],
     ) -> Result<(), ExecError>;
 
-    /// Copies a whole dense tensor to the device.
+    /// Copies a whole dense tensor of elements `T` to the device.
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError>;
 
-    /// Copies a whole dense tensor from the device.
+    /// Copies a whole dense tensor from the device, as elements `T` whatever it is
+    /// stored as.
     fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError>;
 
     /// Waits until everything has been done.

@@ -11,8 +11,11 @@
 
 use memmap2::MmapMut;
 use rayon::prelude::*;
-use sstep_autodiff::{Op, ReductionState, Region, Ty};
-use sstep_kernels::{Box4, In, Job, Layout, Out, Real, State, UpdateRule, cpu, optim};
+use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
+use sstep_kernels::{
+    AnyIn, AnyOut, Box4, Element, In, Job, Layout, Out, Real, State, StoredJob, UpdateRule, cpu,
+    optim, with_element,
+};
 
 use crate::backend::{Backend, Launch, Partial, Place};
 use crate::disk::DiskMap;
@@ -30,6 +33,17 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    fn with_stored<R>(&self, launch: &Launch<'_>, run: impl FnOnce(&StoredJob<'_>) -> R) -> R {
+        let inputs: Vec<AnyIn<'_>> = launch.inputs.iter().map(|p| self.any_input(p)).collect();
+        run(&StoredJob {
+            op: launch.op,
+            region: launch.region,
+            inputs: &inputs,
+            step: launch.step,
+            seed: launch.seed,
+        })
+    }
+
     /// Maps an arena of exactly `bytes`.
     ///
     /// # Errors
@@ -61,16 +75,24 @@ impl Cpu {
         unsafe { self.memory.as_ptr().add(offset as usize).cast_mut().cast() }
     }
 
-    fn input<'a, T: Real>(&self, place: &Place) -> In<'a, T> {
+    fn input<'a, T: Element>(&self, place: &Place) -> In<'a, T> {
         let base = self.at::<T>(place.offset, place.layout.len);
         // SAFETY: in bounds; the verified plan has nobody write it meanwhile.
         unsafe { In::from_raw(place.layout, base) }
     }
 
-    fn output<'a, T: Real>(&self, place: &Place) -> Out<'a, T> {
+    fn output<'a, T: Element>(&self, place: &Place) -> Out<'a, T> {
         let base = self.at::<T>(place.offset, place.layout.len);
         // SAFETY: in bounds; the verified plan has nobody else use it meanwhile.
         unsafe { Out::from_raw(place.layout, base) }
+    }
+
+    fn any_input<'a>(&self, place: &Place) -> AnyIn<'a> {
+        with_element!(place.layout.dtype, E => self.input::<E>(place).into())
+    }
+
+    fn any_output<'a>(&self, place: &Place) -> AnyOut<'a> {
+        with_element!(place.layout.dtype, E => self.output::<E>(place).into())
     }
 
     fn slice<'a, U>(&self, offset: u64, len: usize) -> &'a mut [U] {
@@ -105,9 +127,23 @@ impl Cpu {
     }
 }
 
+/// Whether a call reads or writes narrow tensors.
+fn is_narrow(launch: &Launch<'_>, out: DType) -> bool {
+    out.is_narrow() || launch.inputs.iter().any(|p| p.layout.dtype.is_narrow())
+}
+
 impl<T: Real> Backend<T> for Cpu {
+    fn stores(&self, dtype: DType) -> bool {
+        dtype.wide() == T::DTYPE
+    }
+
     fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
         let workspace = self.workspace(launch);
+        if is_narrow(launch, out.layout.dtype) {
+            let out = self.any_output(out);
+            self.with_stored(launch, |job| cpu::run_stored(job, out, workspace));
+            return Ok(());
+        }
         let mut out = self.output::<T>(out);
         self.with_job(launch, |job| cpu::run(job, &mut out, workspace));
         Ok(())
@@ -125,6 +161,13 @@ impl<T: Real> Backend<T> for Cpu {
         out: &Ty,
     ) -> Result<(), ExecError> {
         let workspace = self.workspace(launch);
+        if is_narrow(launch, out.dtype) {
+            let mut state = self.state::<f32>(partial);
+            self.with_stored(launch, |job| {
+                cpu::accumulate_stored(job, &mut state, out, workspace);
+            });
+            return Ok(());
+        }
         let mut state = self.state::<T>(partial);
         self.with_job(launch, |job| {
             cpu::accumulate(job, &mut state, out, workspace)
@@ -141,45 +184,21 @@ impl<T: Real> Backend<T> for Cpu {
     ) -> Result<(), ExecError> {
         debug_assert!(
             matches!(partial, Partial::InPlace(_))
-                == (op.reduction_state(&out.layout.ty::<T>()) == ReductionState::InPlace)
+                == (op.reduction_state(&out.layout.ty()) == ReductionState::InPlace)
         );
         cpu::finish::<T>(op, inputs, &mut self.state(partial), &mut self.output(out));
         Ok(())
     }
 
     fn slide(&mut self, from: &Place, to: &Place, keep: &Region) -> Result<(), ExecError> {
-        let keep = Box4::lift(keep);
-        let (old, new) = (self.input::<T>(from), self.output::<T>(to));
-        // Rows move towards the front in ascending order, so no row is
-        // overwritten before it has been read; channels do not touch each other.
-        let one = |c: usize| {
-            for n in keep.n() {
-                for d in keep.s(0) {
-                    for h in keep.s(1) {
-                        let src = old.row(n, c, d, h, keep.s(2)).as_ptr();
-                        // SAFETY: both rows are in bounds; they may overlap, so
-                        // the copy is a move; no slice of either is alive.
-                        unsafe {
-                            let dst = new.row_mut(n, c, d, h, keep.s(2)).as_mut_ptr();
-                            std::ptr::copy(src, dst, keep.s(2).len());
-                        }
-                    }
-                }
-            }
-        };
-        let channels = from.layout.dims[1];
-        // With several samples a channel's new rows may reach into another
-        // channel's old ones: samples lie outermost.
-        if keep.n().len() == 1 && keep.points() * channels >= PARALLEL_COPY {
-            (0..channels).into_par_iter().for_each(one);
-        } else {
-            (0..channels).for_each(one);
-        }
+        with_element!(from.layout.dtype, E => {
+            slide::<E>(&self.input(from), &self.output(to), keep);
+        });
         Ok(())
     }
 
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        copy_box(host, region, &self.output(dst));
+    fn upload(&mut self, host: &AnyIn<'_>, region: &Region, dst: &Place) -> Result<(), ExecError> {
+        copy_any(host, region, self.any_output(dst));
         Ok(())
     }
 
@@ -187,27 +206,29 @@ impl<T: Real> Backend<T> for Cpu {
         &mut self,
         src: &Place,
         region: &Region,
-        host: &Out<'_, T>,
+        host: AnyOut<'_>,
     ) -> Result<(), ExecError> {
-        copy_box(&self.input(src), region, host);
+        copy_any(&self.any_input(src), region, host);
         Ok(())
     }
 
     fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap) -> Result<(), ExecError> {
-        disk.write(region, &self.input::<T>(src))
+        with_element!(src.layout.dtype, E => disk.write(region, &self.input::<E>(src)))
     }
 
     fn unspill(&mut self, disk: &DiskMap, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        let dst = self.output::<T>(dst);
-        let width = Box4::lift(region).s(2).len();
-        disk.each_row(region, |at @ ([n, c, d, h], w)| {
-            // SAFETY: every row is read once, by one task.
-            disk.read_row(at, unsafe { dst.row_mut(n, c, d, h, w..w + width) })
+        with_element!(dst.layout.dtype, E => {
+            let dst = self.output::<E>(dst);
+            let width = Box4::lift(region).s(2).len();
+            disk.each_row(region, |at @ ([n, c, d, h], w)| {
+                // SAFETY: every row is read once, by one task.
+                disk.read_row(at, unsafe { dst.row_mut(n, c, d, h, w..w + width) })
+            })
         })
     }
 
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        copy_box::<T>(&self.input(src), region, &self.output(dst));
+        copy_any(&self.any_input(src), region, self.any_output(dst));
         Ok(())
     }
 
@@ -244,7 +265,14 @@ impl<T: Real> Backend<T> for Cpu {
     }
 
     fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
-        Ok(self.slice::<T>(place.offset, place.layout.len).to_vec())
+        let (offset, len) = (place.offset, place.layout.len);
+        if place.layout.dtype == T::DTYPE {
+            return Ok(self.slice::<T>(offset, len).to_vec());
+        }
+        Ok(with_element!(place.layout.dtype, E => {
+            let stored = self.slice::<E>(offset, len).iter();
+            stored.map(|x| T::from_f64(x.value())).collect()
+        }))
     }
 
     fn wait(&mut self) -> Result<(), ExecError> {
@@ -252,8 +280,44 @@ impl<T: Real> Backend<T> for Cpu {
     }
 }
 
+/// Moves what is kept to where it lies in the new view of one buffer.
+fn slide<E: Element>(old: &In<'_, E>, new: &Out<'_, E>, keep: &Region) {
+    let keep = Box4::lift(keep);
+    // Rows move towards the front in ascending order, so no row is
+    // overwritten before it has been read; channels do not touch each other.
+    let one = |c: usize| {
+        for n in keep.n() {
+            for d in keep.s(0) {
+                for h in keep.s(1) {
+                    let src = old.row(n, c, d, h, keep.s(2)).as_ptr();
+                    // SAFETY: both rows are in bounds; they may overlap, so
+                    // the copy is a move; no slice of either is alive.
+                    unsafe {
+                        let dst = new.row_mut(n, c, d, h, keep.s(2)).as_mut_ptr();
+                        std::ptr::copy(src, dst, keep.s(2).len());
+                    }
+                }
+            }
+        }
+    };
+    let channels = old.dims()[1];
+    // With several samples a channel's new rows may reach into another
+    // channel's old ones: samples lie outermost.
+    if keep.n().len() == 1 && keep.points() * channels >= PARALLEL_COPY {
+        (0..channels).into_par_iter().for_each(one);
+    } else {
+        (0..channels).for_each(one);
+    }
+}
+
+/// Copies a region of all channels between two views of one map, whatever it is stored
+/// as.
+fn copy_any(src: &AnyIn<'_>, region: &Region, dst: AnyOut<'_>) {
+    with_element!(src.layout().dtype, E => copy_box::<E>(&src.typed(), region, &dst.typed()));
+}
+
 /// Copies a region of all channels between two views of one map.
-fn copy_box<T: Real>(src: &In<'_, T>, region: &Region, dst: &Out<'_, T>) {
+fn copy_box<T: Element>(src: &In<'_, T>, region: &Region, dst: &Out<'_, T>) {
     let region = Box4::lift(region);
     let channels = src.dims()[1];
     let plane = |(n, c): (usize, usize)| {

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use sstep_autodiff::{Region, Span, Ty};
-use sstep_kernels::{Box4, In, Layout, Real};
+use sstep_autodiff::{DType, Region, Span, Ty};
+use sstep_kernels::{Box4, Element, In, Layout};
 
 use crate::error::ExecError;
 
@@ -130,7 +130,7 @@ impl DiskMap {
     ///
     /// # Panics
     /// If the file ends before the row does.
-    pub fn read_row<T: Real>(&self, at: RowAt, row: &mut [T]) -> Result<(), ExecError> {
+    pub fn read_row<T: Element>(&self, at: RowAt, row: &mut [T]) -> Result<(), ExecError> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(row);
         let position = self.position::<T>(at, bytes.len());
         let read = self.spill.file.read_exact_at(bytes, position);
@@ -144,7 +144,7 @@ impl DiskMap {
     ///
     /// # Panics
     /// If the file ends before the row does.
-    pub fn write_row<T: Real>(&self, at: RowAt, row: &[T]) -> Result<(), ExecError> {
+    pub fn write_row<T: Element>(&self, at: RowAt, row: &[T]) -> Result<(), ExecError> {
         let bytes: &[u8] = bytemuck::cast_slice(row);
         let position = self.position::<T>(at, bytes.len());
         let written = self.spill.file.write_all_at(bytes, position);
@@ -171,19 +171,24 @@ impl DiskMap {
     ///
     /// # Errors
     /// [`ExecError::Spill`] if the disk fails.
-    pub fn write<T: Real>(&self, region: &Region, from: &In<'_, T>) -> Result<(), ExecError> {
+    pub fn write<T: Element>(&self, region: &Region, from: &In<'_, T>) -> Result<(), ExecError> {
         let width = Box4::lift(region).s(2).len();
         self.each_row(region, |at @ ([n, c, d, h], w)| {
             self.write_row(at, from.row(n, c, d, h, w..w + width))
         })
     }
 
+    /// Its element type.
+    pub(crate) fn dtype(&self) -> DType {
+        self.layout.dtype
+    }
+
     /// All of it.
     ///
     /// # Errors
     /// [`ExecError::Spill`] if the disk fails.
-    pub(crate) fn read_all<T: Real>(&self) -> Result<Vec<T>, ExecError> {
-        let mut data = vec![T::ZERO; self.layout.len];
+    pub(crate) fn read_all<T: Element>(&self) -> Result<Vec<T>, ExecError> {
+        let mut data = vec![T::default(); self.layout.len];
         let whole: Vec<Span> = (self.layout.shape.dims().iter().enumerate())
             .filter(|(axis, _)| *axis != 1)
             .map(|(_, &extent)| Span::full(extent))
@@ -199,7 +204,7 @@ impl DiskMap {
     }
 
     /// Reads a region into a dense buffer, laid out as [`DiskMap::staged`] says.
-    pub(crate) fn read_dense<T: Real>(
+    pub(crate) fn read_dense<T: Element>(
         &self,
         region: &Region,
         to: &mut [T],
@@ -212,16 +217,15 @@ impl DiskMap {
 
     /// A dense buffer for all channels of a region.
     #[cfg(any(feature = "cuda", test))]
-    pub(crate) fn staged<T: Real>(&self, region: &Region) -> Layout {
-        let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
-        Layout::window(&self.layout.ty::<T>(), &capacity, region)
+    pub(crate) fn staged(&self, region: &Region) -> Layout {
+        Layout::dense(&self.layout.ty(), region)
     }
 
     /// A region in pieces of [`PIECE_BYTES`] at most, cut along its first axes so
     /// that rows stay long.
     #[cfg(any(feature = "cuda", test))]
-    pub(crate) fn pieces<T: Real>(&self, region: &Region) -> Vec<Region> {
-        let point_bytes = self.layout.dims[1] * size_of::<T>();
+    pub(crate) fn pieces(&self, region: &Region) -> Vec<Region> {
+        let point_bytes = self.layout.dims[1] * self.layout.dtype.bytes();
         let mut pieces = Vec::new();
         let mut left = vec![*region];
         while let Some(piece) = left.pop() {
@@ -283,7 +287,7 @@ fn rows(region: &Box4, channels: usize) -> Vec<[usize; 4]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sstep_autodiff::{DType, Form, Shape};
+    use sstep_autodiff::{Form, Shape};
 
     fn map_ty(channels: usize, extents: &[usize]) -> Ty {
         Ty {
@@ -303,18 +307,18 @@ mod tests {
         // The two halves meet inside.
         for (lo, hi) in [(0, 410), (410, 700)] {
             let half = Region::new(&[Span::full(2), Span::new(lo, hi), Span::full(900)]);
-            let pieces = map.pieces::<f32>(&half);
+            let pieces = map.pieces(&half);
             assert!(pieces.len() > 1);
             for piece in &pieces {
-                assert!(map.staged::<f32>(piece).len * 4 <= PIECE_BYTES);
+                assert!(map.staged(piece).len * 4 <= PIECE_BYTES);
                 map.write(piece, &source).expect("written");
             }
         }
         assert_eq!(map.read_all::<f32>().expect("read"), whole);
         let part = Region::new(&[Span::new(1, 2), Span::new(3, 690), Span::new(7, 800)]);
         let mut seen = 0;
-        for piece in map.pieces::<f32>(&part) {
-            let layout = map.staged::<f32>(&piece);
+        for piece in map.pieces(&part) {
+            let layout = map.staged(&piece);
             let mut data = vec![0.0; layout.len];
             map.read_dense(&piece, &mut data).expect("read");
             let (view, b) = (In::new(layout, &data), Box4::lift(&piece));

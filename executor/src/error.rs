@@ -75,6 +75,12 @@ pub enum ExecError {
         /// Of the executor.
         asked: DType,
     },
+    /// The device cannot store tensors so.
+    #[error("this device does not store tensors as {dtype}: use --precision f32, or --device cpu")]
+    Storage {
+        /// The type.
+        dtype: DType,
+    },
     /// An input that nobody gave.
     #[error("input `{name}` of shape {shape} was not given")]
     MissingFeed {

@@ -10,9 +10,9 @@ use sstep_planner::HostIx;
 use crate::backend::HostMemory;
 
 /// The tensors on the host, and memory for more.
-pub(crate) struct HostPool<T> {
-    tensors: Vec<Option<HostMemory<T>>>,
-    spare: Vec<HostMemory<T>>,
+pub(crate) struct HostPool {
+    tensors: Vec<Option<HostMemory>>,
+    spare: Vec<HostMemory>,
     /// Bytes of tensors and spare memory that may be kept.
     limit_bytes: u64,
     held_bytes: u64,
@@ -20,7 +20,7 @@ pub(crate) struct HostPool<T> {
     peak_bytes: u64,
 }
 
-impl<T: Copy> HostPool<T> {
+impl HostPool {
     /// A pool for `n` tensors that hold at most `limit_bytes` at once.
     pub(crate) fn new(n: usize, limit_bytes: u64) -> Self {
         HostPool {
@@ -47,40 +47,40 @@ impl<T: Copy> HostPool<T> {
     }
 
     /// A tensor, if it is there.
-    pub(crate) fn get(&self, h: HostIx) -> Option<&[T]> {
+    pub(crate) fn get(&self, h: HostIx) -> Option<&[u8]> {
         Some(self.tensors.get(h.0 as usize)?.as_ref()?.as_ref().as_ref())
     }
 
-    /// A tensor of `elems` elements to write to; of any content at first. Memory that
-    /// is not there yet is had from `make`.
+    /// A tensor of `bytes` to write to; of any content at first. Memory that is not there
+    /// yet is had from `make`.
     ///
     /// # Errors
     /// Those of `make`.
     pub(crate) fn get_mut<E>(
         &mut self,
         h: HostIx,
-        elems: usize,
-        make: impl FnOnce(usize) -> Result<HostMemory<T>, E>,
-    ) -> Result<&mut [T], E> {
-        let bytes = (elems * size_of::<T>()) as u64;
+        bytes: usize,
+        make: impl FnOnce(usize) -> Result<HostMemory, E>,
+    ) -> Result<&mut [u8], E> {
+        let size = bytes as u64;
         let slot = &mut self.tensors[h.0 as usize];
         if slot.is_none() {
-            let is_it = |s: &HostMemory<T>| s.as_ref().as_ref().len() == elems;
+            let is_it = |s: &HostMemory| s.as_ref().as_ref().len() == bytes;
             let data = match self.spare.iter().position(is_it) {
                 Some(at) => {
-                    self.spare_bytes -= bytes;
+                    self.spare_bytes -= size;
                     self.spare.swap_remove(at)
                 }
                 None => {
-                    while self.held_bytes + self.spare_bytes + bytes > self.limit_bytes {
+                    while self.held_bytes + self.spare_bytes + size > self.limit_bytes {
                         let Some(old) = self.spare.pop() else { break };
-                        self.spare_bytes -= size_of_val(old.as_ref().as_ref()) as u64;
+                        self.spare_bytes -= old.as_ref().as_ref().len() as u64;
                     }
-                    make(elems)?
+                    make(bytes)?
                 }
             };
             *slot = Some(data);
-            self.held_bytes += bytes;
+            self.held_bytes += size;
             self.peak_bytes = self.peak_bytes.max(self.held_bytes);
         }
         let data = slot.as_mut().expect("the tensor was just made");
@@ -90,7 +90,7 @@ impl<T: Copy> HostPool<T> {
     /// Takes a tensor back.
     pub(crate) fn release(&mut self, h: HostIx) {
         if let Some(data) = self.tensors[h.0 as usize].take() {
-            let bytes = size_of_val(data.as_ref().as_ref()) as u64;
+            let bytes = data.as_ref().as_ref().len() as u64;
             self.held_bytes -= bytes;
             self.spare_bytes += bytes;
             self.spare.push(data);
@@ -105,9 +105,9 @@ mod tests {
     #[test]
     fn memory_is_given_out_again_and_never_passes_the_limit() {
         let mut pool = HostPool::new(3, 400);
-        fn get(pool: &mut HostPool<f32>, h: u32, elems: usize) -> *const f32 {
-            let make = |n| Ok::<HostMemory<f32>, ()>(Box::new(vec![0f32; n]));
-            let got = pool.get_mut(HostIx(h), elems, make);
+        fn get(pool: &mut HostPool, h: u32, elems: usize) -> *const u8 {
+            let make = |n| Ok::<HostMemory, ()>(crate::backend::pageable(n));
+            let got = pool.get_mut(HostIx(h), 4 * elems, make);
             got.map_or(std::ptr::null(), |data| data.as_ptr())
         }
         let at = get(&mut pool, 0, 50);
@@ -124,6 +124,6 @@ mod tests {
             (0, 320, 320)
         );
         assert!(pool.get(HostIx(0)).is_none());
-        assert_eq!(pool.get(HostIx(2)).map(<[f32]>::len), Some(80));
+        assert_eq!(pool.get(HostIx(2)).map(<[u8]>::len), Some(320));
     }
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
-use sstep_kernels::{In, Layout, Out, Real, UpdateRule};
+use sstep_kernels::{AnyIn, AnyOut, Layout, Real, UpdateRule};
 use sstep_planner::{At, BufferIx, DiskIx, Home, HostIx, Instr, ItemRole, NodeIx, Plan, Value};
 
 use crate::backend::{Backend, Launch, Partial, Place};
@@ -128,7 +128,7 @@ pub(crate) struct Interpreter<'a, T: Real> {
     pub backend: &'a mut dyn Backend<T>,
     pub sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
     pub how: &'a StepHow,
-    pub host: &'a mut HostPool<T>,
+    pub host: &'a mut HostPool,
     pub spill: Option<&'a Arc<SpillFile>>,
     pub measured: Measured,
     pub timings: Timings,
@@ -147,7 +147,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
         plan: &'a Plan,
         backend: &'a mut dyn Backend<T>,
         sources: &'a BTreeMap<NodeIx, Arc<dyn TileSource<T>>>,
-        host: &'a mut HostPool<T>,
+        host: &'a mut HostPool,
         spill: Option<&'a Arc<SpillFile>>,
         how: &'a StepHow,
     ) -> Self {
@@ -447,7 +447,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
         let node = self.node(at);
         let data = self.host.get(h);
         let data = data.ok_or_else(|| inconsistent("a host tensor is not there"))?;
-        let host = In::new(host_layout(&self.plan.program.node(node).ty), data);
+        let host = AnyIn::new(host_layout(&self.plan.program.node(node).ty), data);
         self.backend.upload(&host, &region, dst)?;
         self.measured.h2d_bytes += self.region_bytes(node, &region);
         Ok(())
@@ -456,8 +456,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
     /// A region of a map on its way from or to the host: nothing else is there.
     fn staged(&mut self, b: BufferIx, node: NodeIx, region: &Region) -> Place {
         let ty = self.plan.program.node(node).ty;
-        let extents: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
-        self.place(b, Layout::window(&ty, &extents, region))
+        self.place(b, Layout::dense(&ty, region))
     }
 
     fn offload(
@@ -468,10 +467,10 @@ impl<'a, T: Real> Interpreter<'a, T> {
         region: &Region,
     ) -> Result<(), ExecError> {
         let ty = self.plan.program.node(node).ty;
-        let make = |elems| self.backend.host_memory(elems);
-        let data = self.host.get_mut(h, ty.shape.elems(), make)?;
+        let make = |bytes| self.backend.host_memory(bytes);
+        let data = self.host.get_mut(h, ty.bytes() as usize, make)?;
         self.backend
-            .download(src, region, &Out::new(host_layout(&ty), data))?;
+            .download(src, region, AnyOut::new(host_layout(&ty), data))?;
         self.measured.host_peak_bytes = self.host.peak_bytes();
         self.measured.d2h_bytes += self.region_bytes(node, region);
         Ok(())

@@ -1,10 +1,12 @@
 //! The oracle: the program node by node, every map whole, no plan.
 //!
 //! It shares nothing with tiling, placement or the arena, and asks the kernels
-//! for their straightforward loops. Tests hold every plan against it.
+//! for their straightforward loops. Tests hold every plan against it. Narrow tensors are
+//! held as `f32`, rounded to what their type can hold.
 
 use std::collections::BTreeMap;
 
+use sstep_autodiff::Ty;
 use sstep_kernels::{Box4, In, Job, Layout, Out, Real, cpu};
 use sstep_planner::{NodeIx, Program};
 
@@ -23,6 +25,8 @@ pub fn reference<T: Real>(
     seed: u64,
 ) -> Result<BTreeMap<String, Tensor<T>>, ExecError> {
     let mut values: Vec<Option<Vec<T>>> = vec![None; program.nodes.len()];
+    // Every tensor is held as what is computed with.
+    let held = |ty: &Ty| Layout::whole(&ty.with_dtype(T::DTYPE));
     let kept =
         |n: NodeIx| program.outputs.contains(&n) || program.updates.iter().any(|u| u.grad == n);
     for n in program.indices() {
@@ -51,7 +55,7 @@ pub fn reference<T: Real>(
             let inputs: Vec<In<'_, T>> = (node.inputs.iter())
                 .map(|i| {
                     let data = values[i.ix()].as_deref().expect("inputs come first");
-                    In::new(Layout::whole(&program.node(*i).ty), data)
+                    In::new(held(&program.node(*i).ty), data)
                 })
                 .collect();
             let region = sstep_autodiff::Region::whole(&node.ty);
@@ -63,11 +67,10 @@ pub fn reference<T: Real>(
                 seed,
                 plain: true,
             };
-            cpu::run(
-                &job,
-                &mut Out::new(Layout::whole(&node.ty), &mut out),
-                &mut [],
-            );
+            cpu::run(&job, &mut Out::new(held(&node.ty), &mut out), &mut []);
+            if node.ty.dtype.is_narrow() {
+                cpu::round_to(node.ty.dtype, bytemuck::cast_slice_mut(&mut out));
+            }
             out
         };
         values[n.ix()] = Some(value);

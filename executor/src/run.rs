@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sstep_autodiff::{Op, Shape};
-use sstep_kernels::{Layout, Real};
+use sstep_kernels::{Element, Layout, Real, with_element};
 use sstep_planner::{BufferIx, Home, NodeIx, Plan};
 
 use crate::backend::{Backend, Place};
@@ -48,7 +48,7 @@ pub struct StepReport<T> {
 pub struct Executor<T: Real> {
     plan: Plan,
     backend: Box<dyn Backend<T> + Send>,
-    host: HostPool<T>,
+    host: HostPool,
     /// Made for the first step, if the plan keeps tensors on disk.
     spill: Option<Arc<SpillFile>>,
     unset: BTreeSet<NodeIx>,
@@ -70,15 +70,20 @@ impl<T: Real> Executor<T> {
     /// As [`Executor::new`], and [`ExecError::Device`] if the device cannot be had.
     pub fn on(plan: Plan, device: &Device, options: &DeviceOptions) -> Result<Self, ExecError> {
         let bytes = plan.budget.device_bytes;
-        let backend = crate::device::open(device, options, bytes)?;
+        let options = DeviceOptions {
+            narrow: plan.program.narrow().is_some(),
+            ..*options
+        };
+        let backend = crate::device::open(device, &options, bytes)?;
         Self::with_backend(plan, backend)
     }
 
     /// On a backend whose arena has at least the plan's device budget.
     ///
     /// # Errors
-    /// [`ExecError::DType`] if the plan computes in another type, and what the
-    /// backend says of writing the plan's constants.
+    /// [`ExecError::DType`] if the plan computes in another type, [`ExecError::Storage`]
+    /// if it stores tensors as one that the backend does not know, and what the backend
+    /// says of writing the plan's constants.
     pub fn with_backend(
         plan: Plan,
         backend: Box<dyn Backend<T> + Send>,
@@ -88,6 +93,11 @@ impl<T: Real> Executor<T> {
                 plan: plan.program.dtype,
                 asked: T::DTYPE,
             });
+        }
+        if let Some(dtype) = plan.program.narrow()
+            && !backend.stores(dtype)
+        {
+            return Err(ExecError::Storage { dtype });
         }
         let is_param = |n: &NodeIx| matches!(plan.program.node(*n).op, Op::Param { .. });
         let unset = plan.program.indices().filter(is_param).collect();
@@ -325,14 +335,15 @@ impl<T: Real> Executor<T> {
                 }
                 Some(Home::Host(h)) => {
                     let data = self.host.get(h);
-                    data.ok_or_else(|| inconsistent("an output was released"))?
-                        .to_vec()
+                    let data = data.ok_or_else(|| inconsistent("an output was released"))?;
+                    with_element!(ty.dtype, E => values::<E, T>(bytemuck::cast_slice(data)))
                 }
                 Some(Home::Disk(d)) => {
                     let tensor = self.plan.disk.get(d.0 as usize);
                     let (spill, tensor) = (self.spill.as_ref().zip(tensor))
                         .ok_or_else(|| inconsistent("an output is not on disk"))?;
-                    spill.map(tensor.offset, &ty).read_all()?
+                    let map = spill.map(tensor.offset, &ty);
+                    with_element!(map.dtype(), E => values::<E, T>(&map.read_all()?))
                 }
                 Some(Home::Source) => {
                     let source = sources.get(&n);
@@ -387,4 +398,9 @@ impl<T: Real> Executor<T> {
         let home = self.plan.flat_home[n.ix()];
         Ok(self.place(home.ok_or_else(|| inconsistent("a leaf has no buffer"))?, n))
     }
+}
+
+/// Elements as those that are computed with; exact.
+fn values<E: Element, T: Real>(stored: &[E]) -> Vec<T> {
+    stored.iter().map(|x| T::from_f64(x.value())).collect()
 }

@@ -20,11 +20,13 @@ mod view;
 
 pub use bytes::ByteScale;
 pub use cpu::conv::workspace_bytes;
+pub use half::{bf16, f16};
 pub use optim::UpdateRule;
-pub use real::Real;
-pub use view::{Box4, In, Layout, Out};
+pub use real::{Element, Real};
+pub use sstep_autodiff::DType;
+pub use view::{AnyIn, AnyOut, Box4, In, Layout, Out};
 
-use sstep_autodiff::Op;
+use sstep_autodiff::{Op, Region};
 
 /// One call of a kernel.
 #[derive(Clone, Copy)]
@@ -42,6 +44,21 @@ pub struct Job<'a, T> {
     pub seed: u64,
     /// Straightforward loops instead of the fast ones: for the reference.
     pub plain: bool,
+}
+
+/// One call of a kernel whose operands may be narrow, see [`cpu::run_stored`].
+#[derive(Clone, Copy)]
+pub struct StoredJob<'a> {
+    /// As [`Job::op`].
+    pub op: &'a Op,
+    /// As [`Job::region`], of the axes that the maps have.
+    pub region: Region,
+    /// As [`Job::inputs`].
+    pub inputs: &'a [AnyIn<'a>],
+    /// As [`Job::step`].
+    pub step: u64,
+    /// As [`Job::seed`].
+    pub seed: u64,
 }
 
 /// Where a reduction accumulates: see [`sstep_autodiff::ReductionState`].

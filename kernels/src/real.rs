@@ -1,17 +1,67 @@
 //! The element types kernels are written for.
+//!
+//! An [`Element`] can be stored and moved; a [`Real`] can be computed with.
 
+use half::{bf16, f16};
 use sstep_autodiff::DType;
 
 use crate::math;
 
+/// What tensors are stored as.
+pub trait Element: bytemuck::Pod + Default + Send + Sync + PartialOrd + std::fmt::Debug {
+    /// The type's name on the tape.
+    const DTYPE: DType;
+    /// The number that it stands for, exactly.
+    fn value(self) -> f64;
+}
+
+macro_rules! element {
+    ($($t:ty = $dtype:expr),*) => {
+        $(impl Element for $t {
+            const DTYPE: DType = $dtype;
+            #[inline(always)]
+            fn value(self) -> f64 {
+                f64::from(self)
+            }
+        })*
+    };
+}
+
+element!(
+    f32 = DType::F32,
+    f64 = DType::F64,
+    bf16 = DType::Bf16,
+    f16 = DType::F16
+);
+
+/// Runs an expression with `$element` the [`Element`] that a [`DType`] names.
+#[macro_export]
+macro_rules! with_element {
+    ($dtype:expr, $element:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $element = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $element = f64;
+                $body
+            }
+            $crate::DType::Bf16 => {
+                type $element = $crate::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $element = $crate::f16;
+                $body
+            }
+        }
+    };
+}
+
 /// `f32` or `f64`, with the arithmetic the kernels use.
 pub trait Real:
-    bytemuck::Pod
-    + Default
-    + Send
-    + Sync
-    + PartialOrd
-    + std::fmt::Debug
+    Element
     + std::ops::Add<Output = Self>
     + std::ops::Sub<Output = Self>
     + std::ops::Mul<Output = Self>
@@ -21,8 +71,6 @@ pub trait Real:
     + crate::cpu::Compiled
     + 'static
 {
-    /// The type's name on the tape.
-    const DTYPE: DType;
     /// 0.
     const ZERO: Self;
     /// 1.
@@ -52,9 +100,8 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ty, $dtype:expr, $exp:expr, $tanh:expr, $normal_below:expr, $ln_1p:expr, $as_f32:expr) => {
+    ($t:ty, $exp:expr, $tanh:expr, $normal_below:expr, $ln_1p:expr, $as_f32:expr) => {
         impl Real for $t {
-            const DTYPE: DType = $dtype;
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = <$t>::NEG_INFINITY;
@@ -103,7 +150,6 @@ macro_rules! real {
 
 real!(
     f32,
-    DType::F32,
     math::exp_f32,
     math::tanh_f32,
     math::normal_below_f32,
@@ -112,7 +158,6 @@ real!(
 );
 real!(
     f64,
-    DType::F64,
     f64::exp,
     f64::tanh,
     math::normal_below_f64,

@@ -10,9 +10,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use sstep_autodiff::{Form, Region, Shape, Span, Ty};
+use sstep_autodiff::{DType, Form, Region, Shape, Span, Ty};
 
-use crate::real::Real;
+use crate::real::Element;
 
 /// A box over batch and three spatial axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ impl Box4 {
 /// Extents, presence and strides of a view; shared by [`In`] and [`Out`].
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
+    /// Element type.
+    pub dtype: DType,
     /// Shape of the whole tensor, as on the tape.
     pub shape: Shape,
     /// Whether the tensor is a map; a flat one is always present whole.
@@ -95,6 +97,7 @@ impl Layout {
         let c = d * capacity[0];
         let n = c * dims[1];
         Layout {
+            dtype: ty.dtype,
             shape: ty.shape,
             form: ty.form,
             dims,
@@ -104,10 +107,10 @@ impl Layout {
         }
     }
 
-    /// Type of the whole tensor, if its elements are `T`.
-    pub fn ty<T: Real>(&self) -> Ty {
+    /// Type of the whole tensor.
+    pub fn ty(&self) -> Ty {
         Ty {
-            dtype: T::DTYPE,
+            dtype: self.dtype,
             shape: self.shape,
             form: self.form,
         }
@@ -376,10 +379,149 @@ impl<'a, T: Copy> Out<'a, T> {
     }
 }
 
+/// A readable box of a tensor whose element type is known when it is read.
+#[derive(Clone, Copy)]
+pub struct AnyIn<'a> {
+    layout: Layout,
+    base: *const u8,
+    lives: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: a shared borrow of plain numbers.
+unsafe impl Send for AnyIn<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for AnyIn<'_> {}
+
+/// That `bytes` hold what `layout` says.
+fn check_bytes(layout: &Layout, bytes: &[u8]) {
+    let size = layout.dtype.bytes();
+    assert!(
+        bytes.len() >= layout.len * size && bytes.as_ptr().addr().is_multiple_of(size),
+        "a view's buffer holds its extents, aligned"
+    );
+}
+
+impl<'a> AnyIn<'a> {
+    /// A view of `data`, which holds at least `layout.len` elements.
+    ///
+    /// # Panics
+    /// If `data` is shorter, or not aligned to the elements.
+    pub fn new(layout: Layout, data: &'a [u8]) -> Self {
+        check_bytes(&layout, data);
+        AnyIn {
+            layout,
+            base: data.as_ptr(),
+            lives: PhantomData,
+        }
+    }
+
+    /// A view from a raw base.
+    ///
+    /// # Safety
+    /// `base` points to `layout.len` initialised elements of type `layout.dtype`, aligned,
+    /// that nobody writes during `'a`.
+    pub unsafe fn from_raw(layout: Layout, base: *const u8) -> Self {
+        AnyIn {
+            layout,
+            base,
+            lives: PhantomData,
+        }
+    }
+
+    /// Extents and presence.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The view as what it is.
+    ///
+    /// # Panics
+    /// If the elements are of another type.
+    pub fn typed<T: Element>(&self) -> In<'a, T> {
+        assert_eq!(
+            self.layout.dtype,
+            T::DTYPE,
+            "a view is read as what it holds"
+        );
+        // SAFETY: so many elements of this type, as the constructor was promised.
+        unsafe { In::from_raw(self.layout, self.base.cast()) }
+    }
+}
+
+impl<'a, T: Element> From<In<'a, T>> for AnyIn<'a> {
+    fn from(view: In<'a, T>) -> Self {
+        debug_assert_eq!(view.layout.dtype, T::DTYPE);
+        // SAFETY: what the view was promised.
+        unsafe { AnyIn::from_raw(view.layout, view.base.cast()) }
+    }
+}
+
+/// A writable box of a tensor whose element type is known when it is written.
+#[derive(Clone, Copy)]
+pub struct AnyOut<'a> {
+    layout: Layout,
+    base: *mut u8,
+    lives: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> AnyOut<'a> {
+    /// A view of `data`, which holds at least `layout.len` elements.
+    ///
+    /// # Panics
+    /// If `data` is shorter, or not aligned to the elements.
+    pub fn new(layout: Layout, data: &'a mut [u8]) -> Self {
+        check_bytes(&layout, data);
+        AnyOut {
+            layout,
+            base: data.as_mut_ptr(),
+            lives: PhantomData,
+        }
+    }
+
+    /// A view from a raw base.
+    ///
+    /// # Safety
+    /// `base` points to `layout.len` elements of type `layout.dtype`, aligned, that nobody
+    /// else touches during `'a`.
+    pub unsafe fn from_raw(layout: Layout, base: *mut u8) -> Self {
+        AnyOut {
+            layout,
+            base,
+            lives: PhantomData,
+        }
+    }
+
+    /// Extents and presence.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The view as what it is.
+    ///
+    /// # Panics
+    /// If the elements are of another type.
+    pub fn typed<T: Element>(self) -> Out<'a, T> {
+        assert_eq!(
+            self.layout.dtype,
+            T::DTYPE,
+            "a view is written as what it holds"
+        );
+        // SAFETY: so many elements of this type, as the constructor was promised; the
+        // view is given up for it.
+        unsafe { Out::from_raw(self.layout, self.base.cast()) }
+    }
+}
+
+impl<'a, T: Element> From<Out<'a, T>> for AnyOut<'a> {
+    fn from(view: Out<'a, T>) -> Self {
+        debug_assert_eq!(view.layout.dtype, T::DTYPE);
+        // SAFETY: what the view was promised, which is given up for this one.
+        unsafe { AnyOut::from_raw(view.layout, view.base.cast()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use sstep_autodiff::DType;
-
     use super::*;
 
     fn ty(form: Form, dims: &[usize]) -> Ty {

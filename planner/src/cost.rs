@@ -240,7 +240,7 @@ impl BodyRates {
             ItemRates {
                 timer: timer(program, machine, item.node),
                 flops_per_point: program.flops(item.node, 1),
-                point_bytes: (program.dtype.bytes() * node.ty.shape.channels()) as u64,
+                point_bytes: (node.ty.dtype.bytes() * node.ty.shape.channels()) as u64,
                 map_axes: node.ty.is_map().then(|| node.ty.n_axes()),
                 is_source: program.is_source(item.node),
             }

@@ -178,7 +178,7 @@ impl<'a> Planner<'a> {
             for grids in [grids, smallest] {
                 let source = (strategy, fine(strategy), grids);
                 if let Some(made) = self
-                    .fastest(source, cap, 0, f64::INFINITY)
+                    .fastest(source, cap, self.least_workspace_bytes(), f64::INFINITY)
                     .made()
                     .filter(|m| m.secs() < least.secs())
                 {
@@ -234,10 +234,15 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Scratch that kernels get under a cap: it helps them, but not at the price
-    /// of the plan.
+    /// Scratch that kernels get under a cap: what they need, and what helps them, but
+    /// that not at the price of the plan.
     fn workspace_bytes(&self, cap: u64) -> u64 {
-        self.machine.workspace_bytes.min(cap / 16) / 64 * 64
+        self.machine.workspace_bytes.min(cap / 16) / 64 * 64 + self.least_workspace_bytes()
+    }
+
+    /// Scratch without which kernels of narrow tensors cannot run.
+    fn least_workspace_bytes(&self) -> u64 {
+        self.program.decoded_bytes().next_multiple_of(64)
     }
 
     /// The fastest plan found within the cap, if it takes less than `below`
@@ -306,7 +311,7 @@ impl<'a> Planner<'a> {
     /// The plan that needs least device memory, as far as found.
     fn smallest(&self, source: Source) -> Result<Made, PlanError> {
         let pool = self.pool(source);
-        let problem = self.problem(source, &pool, 0);
+        let problem = self.problem(source, &pool, self.least_workspace_bytes());
         let mut space = Space::new(&problem);
         for _ in 0..REPACKS {
             let Placed::Found(found) = place(&space, Goal::Memory, None) else {
@@ -319,7 +324,7 @@ impl<'a> Planner<'a> {
                         plan,
                         found,
                         source,
-                        workspace_bytes: 0,
+                        workspace_bytes: problem.workspace_bytes,
                     });
                 }
                 over => space.shrink_disk(over),

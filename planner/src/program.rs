@@ -14,6 +14,9 @@ use sstep_autodiff::{DType, NodeId, Op, Region, Tape, Ty};
 
 use crate::error::PlanError;
 
+/// Bytes of decoded maps that make a kernel's call on narrow tensors worth its while.
+const DECODED_BYTES: u64 = 128 << 10;
+
 /// Index of a node of a [`Program`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeIx(pub u32);
@@ -63,7 +66,8 @@ pub struct StepSpec {
 /// A program: see the [module](self).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Program {
-    /// Element type of all tensors.
+    /// Element type of leaves, and of all that is computed; some of it may be stored as
+    /// a narrow type.
     pub dtype: DType,
     /// Nodes in topological order.
     pub nodes: Vec<ProgramNode>,
@@ -224,6 +228,29 @@ impl Program {
     /// Cuttable axes of every map of the program (batch and spatial).
     pub fn n_axes(&self) -> usize {
         self.n_axes
+    }
+
+    /// The narrow type that something is stored as, if anything is.
+    pub fn narrow(&self) -> Option<DType> {
+        let mut dtypes = self.nodes.iter().map(|n| n.ty.dtype);
+        dtypes.find(|dtype| dtype.is_narrow())
+    }
+
+    /// Scratch that kernels of narrow tensors need, in bytes: for the weights of the
+    /// largest one, and for so much of its maps that a call is more than its overhead.
+    pub fn decoded_bytes(&self) -> u64 {
+        let of = |n: NodeIx| {
+            let node = self.node(n);
+            let inputs = self.input_tys(n);
+            let least = node.op.least_decoded_bytes(&inputs, &node.ty);
+            let whole = match self.domain(n) {
+                Some(d) => Region::whole(&inputs[d]),
+                None => Region::whole(&node.ty),
+            };
+            let most = node.op.decoded_bytes(&inputs, &node.ty, &whole);
+            (least + DECODED_BYTES).min(most).max(least)
+        };
+        self.indices().map(of).max().unwrap_or(0)
     }
 
     /// Whether a node turns maps into a flat tensor.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use sstep_autodiff::{DType, Form, Region, Shape, Span, Ty};
 use sstep_executor::{Backend, HostMemory, Place};
-use sstep_kernels::{In, Layout, Out};
+use sstep_kernels::{AnyIn, AnyOut, Layout};
 use sstep_planner::Machine;
 use sstep_planner::machine::{ConvClass, ConvRole, Family, Links};
 
@@ -96,23 +96,23 @@ impl Tiles {
     fn upload(
         &self,
         backend: &mut dyn Backend<f32>,
-        host: &HostMemory<f32>,
+        host: &HostMemory,
         at: usize,
     ) -> Result<(), Error> {
         let (region, place) = &self.tiles[at];
-        let view = In::new(Layout::whole(&self.map), (**host).as_ref());
+        let view = AnyIn::new(Layout::whole(&self.map), (**host).as_ref());
         Ok(backend.upload(&view, region, place)?)
     }
 
     fn download(
         &self,
         backend: &mut dyn Backend<f32>,
-        host: &mut HostMemory<f32>,
+        host: &mut HostMemory,
         at: usize,
     ) -> Result<(), Error> {
         let (region, place) = &self.tiles[at];
-        let view = Out::new(Layout::whole(&self.map), (**host).as_mut());
-        Ok(backend.download(place, region, &view)?)
+        let view = AnyOut::new(Layout::whole(&self.map), (**host).as_mut());
+        Ok(backend.download(place, region, view)?)
     }
 }
 
@@ -143,12 +143,12 @@ impl Best {
     pub fn measure(&mut self, subject: &mut Subject<'_>, disk: bool) -> Result<(), Error> {
         let options = subject.options;
         let [up, down] = tiles(options);
-        let elems = up.map.shape.elems();
-        let mut from = subject.backend.host_memory(elems)?;
-        let mut to = subject.backend.host_memory(elems)?;
+        let bytes = up.map.bytes() as usize;
+        let mut from = subject.backend.host_memory(bytes)?;
+        let mut to = subject.backend.host_memory(bytes)?;
         // Memory that was never written is not there yet.
-        (*from).as_mut().fill(0.5);
-        (*to).as_mut().fill(0.5);
+        (*from).as_mut().fill(1);
+        (*to).as_mut().fill(1);
         self.bytes = up.map.bytes() as f64;
         let every = || 0..TILES;
         let secs = subject.repeat(1, |device, _| {

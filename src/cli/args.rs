@@ -7,7 +7,7 @@ use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
 use sstep::{
     Budget, ByteSize, DType, Device, DeviceInfo, DeviceOptions, Error, ExecError, Objective,
-    Profile, Strategy, check_spill_dir,
+    Precision, Profile, Strategy, check_spill_dir,
 };
 
 /// Options of a built-in network.
@@ -99,6 +99,20 @@ pub struct SizeArgs {
     pub batch: usize,
 }
 
+/// What maps are stored as.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct PrecisionArgs {
+    /// What maps are stored as: f32, bf16 or f16. In 16 bits they take half the memory;
+    /// sums, parameters and their gradients stay f32 [default: f32].
+    #[arg(long, value_name = "TYPE")]
+    pub precision: Option<Precision>,
+    /// Scale the loss by this before the reverse sweep, and gradients back, so that those
+    /// of maps do not vanish in f16 [default: 1; f16 1024].
+    #[arg(long, value_name = "FACTOR")]
+    pub loss_scale: Option<f64>,
+}
+
 /// How convolutions are computed.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Network")]
@@ -152,6 +166,7 @@ impl DeviceArgs {
     pub fn options(self) -> DeviceOptions {
         DeviceOptions {
             graphs: self.graphs,
+            ..DeviceOptions::default()
         }
     }
 

@@ -16,7 +16,7 @@ use sstep::{
     SessionOptions, Tape, differentiate, reference,
 };
 
-use super::args::{DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs, on};
+use super::args::{DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, PrecisionArgs, SizeArgs, on};
 use super::plan::read_tape;
 use super::progress::{Bar, spin};
 
@@ -37,6 +37,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     size: SizeArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Inputs and parameters, by name of the tape's leaves.
     #[arg(long, value_name = "FILE")]
     tensors: PathBuf,
@@ -86,8 +88,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         }
     };
     match tape.dtype() {
-        DType::F32 => run_as::<f32>(args, tape, device.as_ref()),
         DType::F64 => run_as::<f64>(args, tape, device.as_ref()),
+        DType::F32 | DType::Bf16 | DType::F16 => run_as::<f32>(args, tape, device.as_ref()),
     }
 }
 
@@ -103,8 +105,10 @@ fn run_as<T: Element>(args: &Args, tape: Tape, device: Option<&DeviceInfo>) -> R
         }
     };
     let (outputs, report) = if args.reference {
-        let mut joint = tape;
-        let spec = differentiate(&mut joint, None)?;
+        let precision = args.precision.precision.unwrap_or_default();
+        let mut joint = precision.apply(tape)?;
+        let scale = args.precision.loss_scale.unwrap_or(precision.loss_scale());
+        let spec = differentiate(&mut joint, None, scale)?;
         let program = Program::new(&joint, &spec)?;
         let leaves: Tensors<T> = inputs.into_iter().chain(params).collect();
         let outputs = spin("computing untiled", args.json, || {
@@ -245,6 +249,8 @@ fn planned<T: Element>(
         objective: args.memory.objective,
         // What is held against another framework sums as that does.
         machine: args.machine.profile(args.winograd, device)?.machine,
+        precision: args.precision.precision.unwrap_or_default(),
+        loss_scale: args.precision.loss_scale,
         seed: args.seed,
         ..SessionOptions::new(budget)
     };

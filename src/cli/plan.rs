@@ -11,7 +11,9 @@ use sstep::{
     StrategyLine, Tape,
 };
 
-use super::args::{ConvArgs, DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, SizeArgs};
+use super::args::{
+    ConvArgs, DeviceArgs, MachineArgs, MemoryArgs, ModelArgs, PrecisionArgs, SizeArgs,
+};
 use super::progress::spin;
 
 /// Plan one training step and explain the plan.
@@ -36,6 +38,8 @@ pub struct Args {
     tape: Option<PathBuf>,
     #[command(flatten)]
     conv: ConvArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -83,6 +87,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         strategy: args.memory.strategy,
         objective: args.memory.objective,
         machine: profile.machine.clone(),
+        precision: args.precision.precision.unwrap_or_default(),
+        loss_scale: args.precision.loss_scale,
         ..SessionOptions::new(budget).training(rule)
     };
     let begin = Instant::now();
@@ -122,8 +128,10 @@ fn plan_with(args: &Args, options: SessionOptions) -> Result<Arc<Plan>, Error> {
     if let Some(path) = &args.tape {
         let tape = read_tape(path)?;
         return match tape.dtype() {
-            DType::F32 => Session::<f32>::from_tape(tape, options)?.plan(&[]),
             DType::F64 => Session::<f64>::from_tape(tape, options)?.plan(&[]),
+            DType::F32 | DType::Bf16 | DType::F16 => {
+                Session::<f32>::from_tape(tape, options)?.plan(&[])
+            }
         };
     }
     let (Some(spec), Some(size)) = (args.model.spec(), &args.size.size) else {
@@ -133,8 +141,8 @@ fn plan_with(args: &Args, options: SessionOptions) -> Result<Arc<Plan>, Error> {
     };
     let image = [&[args.size.batch, spec.in_channels], &size.spatial()[..]].concat();
     match spec.dtype {
-        DType::F32 => Session::<f32>::new(spec, options)?.plan(&image),
         DType::F64 => Session::<f64>::new(spec, options)?.plan(&image),
+        DType::F32 | DType::Bf16 | DType::F16 => Session::<f32>::new(spec, options)?.plan(&image),
     }
 }
 

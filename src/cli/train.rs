@@ -11,11 +11,13 @@ use sstep::nn::ModelSpec;
 use sstep::optim::Schedule;
 use sstep::params::{self, Element, TensorFile};
 use sstep::{
-    ByteSize, DType, DeviceInfo, Error, Objective, REPORT_HEADING, Report, Session, SessionOptions,
-    Strategy, TrainEvent, TrainOptions, TrainStep, Trainer,
+    ByteSize, DType, DeviceInfo, Error, Objective, Precision, REPORT_HEADING, Report, Session,
+    SessionOptions, Strategy, TrainEvent, TrainOptions, TrainStep, Trainer,
 };
 
-use super::args::{ConvArgs, DeviceArgs, MachineArgs, ModelArgs, SpillArgs, on, spill_dir};
+use super::args::{
+    ConvArgs, DeviceArgs, MachineArgs, ModelArgs, PrecisionArgs, SpillArgs, on, spill_dir,
+};
 use super::progress::Bar;
 
 /// Name of the checkpoint in the output folder.
@@ -51,6 +53,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     conv: ConvArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     machine: MachineArgs,
     /// Take the middle of each slide, of this width x height.
@@ -114,8 +118,8 @@ pub fn run(args: Args) -> Result<(), Error> {
     let device = args.on.find()?;
     let config = configure(&args)?;
     match config.model.dtype {
-        DType::F32 => train::<f32>(&args, &config, device.as_ref()),
         DType::F64 => train::<f64>(&args, &config, device.as_ref()),
+        DType::F32 | DType::Bf16 | DType::F16 => train::<f32>(&args, &config, device.as_ref()),
     }
 }
 
@@ -148,6 +152,10 @@ fn configure(args: &Args) -> Result<TrainConfig, Error> {
         if let Some(value) = given {
             *slot = value.clone();
         }
+    }
+    over(&mut config.precision, &args.precision.precision);
+    if args.precision.loss_scale.is_some() {
+        config.loss_scale = args.precision.loss_scale;
     }
     over(&mut config.data, &args.data);
     over(&mut config.memory.budget, &args.budget.map(|b| b.0));
@@ -190,6 +198,8 @@ fn from_flags(data: PathBuf, model: ModelSpec, budget: ByteSize) -> TrainConfig 
         checkpoint_every: 10,
         init: None,
         winograd: true,
+        precision: Precision::default(),
+        loss_scale: None,
         model,
         memory: Memory {
             budget: budget.0,
@@ -291,6 +301,8 @@ fn train<T: Element>(
         strategy: config.memory.strategy,
         objective: config.memory.objective,
         machine: profile.machine.clone(),
+        precision: config.precision,
+        loss_scale: config.loss_scale,
         seed: config.seed,
         rule: Some(rule),
     };
@@ -303,6 +315,7 @@ fn train<T: Element>(
         "optimizer": rule,
         "seed": config.seed,
         "batch": config.batch,
+        "precision": config.precision,
     });
     let options = TrainOptions {
         steps: config.steps,

@@ -83,10 +83,15 @@ pub fn inits_of(tape: &Tape) -> BTreeMap<String, Init> {
     for &id in tape.order() {
         let node = tape.node(id);
         let dims = |input: usize| tape.ty(node.inputs[input]).shape;
+        // A weight may be stored in 16 bits where it is used.
+        let weight = || match tape.node(node.inputs[1]) {
+            cast if matches!(cast.op, Op::Cast { .. }) => cast.inputs[0],
+            _ => node.inputs[1],
+        };
         if let Op::Conv(_) = node.op {
             let w = dims(1);
             let fan = w.batch() * w.spatial().iter().product::<usize>();
-            uses.push((node.inputs[1], Init::Kaiming { fan }));
+            uses.push((weight(), Init::Kaiming { fan }));
         } else if let Op::ConvTranspose(a) = node.op {
             let w = dims(1);
             // Each output is reached by about one tap per stride.
@@ -96,7 +101,7 @@ pub fn inits_of(tape: &Tape) -> BTreeMap<String, Init> {
                 .zip(&a.conv.stride)
                 .map(|(k, s)| k.div_ceil(*s));
             let fan = w.batch() * taps.product::<usize>();
-            uses.push((node.inputs[1], Init::Kaiming { fan }));
+            uses.push((weight(), Init::Kaiming { fan }));
         } else if let Op::Linear = node.op {
             let bound = 1.0 / (dims(1).channels() as f64).sqrt();
             for &input in &node.inputs[1..] {

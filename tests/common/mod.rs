@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 pub mod events;
+pub mod narrow;
 pub mod nets;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::RngSeed;
-use sstep_autodiff::{DType, NodeId, Op, Tape, backward};
+use sstep_autodiff::{DType, NodeId, Op, Tape, backward, backward_scaled};
 use sstep_executor::source::ArraySource;
 use sstep_executor::{Executor, Feed, Feeds, Measured, StepHow, Tensor, reference};
 use sstep_kernels::Real;
@@ -75,8 +76,13 @@ pub struct Net {
 
 impl Net {
     /// Appends gradients and asks for all of them.
-    pub fn new(mut tape: Tape, loss: NodeId) -> Net {
-        let grads = backward(&mut tape, loss).expect("differentiable");
+    pub fn new(tape: Tape, loss: NodeId) -> Net {
+        Net::scaled(tape, loss, 1.0)
+    }
+
+    /// The same from so many times the loss.
+    pub fn scaled(mut tape: Tape, loss: NodeId, scale: f64) -> Net {
+        let grads = backward_scaled(&mut tape, loss, scale).expect("differentiable");
         let mut spec = StepSpec {
             outputs: vec![loss],
             ..StepSpec::default()
@@ -421,8 +427,8 @@ pub fn differences<T: Real, U: Real>(got: &Tensors<T>, want: &Tensors<U>) -> BTr
 /// them; doubles have digits to spare for that.
 pub fn roundings<T: Real>(want: &Tensors<T>) -> BTreeMap<String, f64> {
     let known = match T::DTYPE {
-        DType::F32 => 64.0 * f64::from(f32::EPSILON),
         DType::F64 => 1024.0 * f64::EPSILON,
+        DType::F32 | DType::Bf16 | DType::F16 => 64.0 * f64::from(f32::EPSILON),
     };
     let terms = want.values().map(largest).fold(0.0, f64::max);
     let one = |(name, scale)| (name, known * terms / scale);

@@ -307,6 +307,12 @@ impl Builder {
 
 /// Builds the net of a spec. Layers that do not fit are left out.
 pub fn build(spec: &NetSpec, dtype: DType, image_grad: bool) -> Net {
+    let (tape, loss) = forward(spec, dtype, image_grad);
+    Net::new(tape, loss)
+}
+
+/// The same up to its loss, and that.
+pub fn forward(spec: &NetSpec, dtype: DType, image_grad: bool) -> (Tape, NodeId) {
     let mut b = Builder {
         tape: Tape::new(dtype),
         n: 0,
@@ -333,7 +339,7 @@ pub fn build(spec: &NetSpec, dtype: DType, image_grad: bool) -> Net {
         }
     }
     let loss = b.head(spec.head, x).expect("a head fits every map");
-    Net::new(b.tape, loss)
+    (b.tape, loss)
 }
 
 /// Three convolutions with norms over the whole image, the last of stride `stride`,

@@ -14,6 +14,7 @@ use sstep_autodiff::DType;
 use sstep_executor::Executor;
 use sstep_executor::cuda::{Cuda, Image};
 use sstep_kernels::Real;
+use sstep_kernels::cuda::{Module, source};
 use sstep_planner::{Budget, Plan, Strategy as Planning};
 
 use crate::common::{AMPLE, HOW, Net, Tensors, ready_on};
@@ -124,15 +125,22 @@ pub fn alone(name: &str, set: &[(&str, &str)]) -> (bool, String) {
     (done.status.success(), said)
 }
 
-/// The kernels for `T` as a library for the CPU, named by an image.
-pub fn image<T: Real>() -> Image {
-    static IMAGES: [OnceLock<PathBuf>; 2] = [const { OnceLock::new() }; 2];
-    let (which, name) = match T::DTYPE {
-        DType::F32 => (0, "f32"),
-        DType::F64 => (1, "f64"),
+/// The kernels for `T`, perhaps stored in 16 bits, as a library for the CPU, named by an
+/// image.
+pub fn image<T: Real>(narrow: bool) -> Image {
+    static IMAGES: [OnceLock<PathBuf>; 3] = [const { OnceLock::new() }; 3];
+    let (which, name) = match (T::DTYPE, narrow) {
+        (DType::F32, false) => (0, "f32"),
+        (DType::F64, false) => (1, "f64"),
+        (DType::F32, true) => (2, "f32-narrow"),
+        (dtype, _) => panic!("{dtype} is not computed with, or not stored in 16 bits"),
+    };
+    let module = Module {
+        dtype: T::DTYPE,
+        narrow,
     };
     let made = IMAGES[which].get_or_init(|| {
-        let kernels = with_fault(sstep_kernels::cuda::source(T::DTYPE));
+        let kernels = with_fault(source(module));
         let (before, after) = (include_str!("before.h"), include_str!("after.h"));
         let made = library(name, &format!("{before}\n{kernels}\n{after}"), None);
         // SAFETY: a function without arguments of a library whose start does nothing.
@@ -206,7 +214,9 @@ pub fn on_cuda<T: Real>(plan: Plan, with_libraries: bool) -> Executor<T> {
         libraries();
     }
     let bytes = plan.budget.device_bytes;
-    let mut cuda = Cuda::<T>::from_image(0, bytes, image::<T>()).expect("the stand-in");
+    let narrow = plan.program.narrow().is_some();
+    let mut cuda =
+        Cuda::<T>::from_image(0, bytes, image::<T>(narrow), narrow).expect("the stand-in");
     if !with_libraries {
         cuda = cuda.without_libraries();
     }

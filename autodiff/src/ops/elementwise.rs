@@ -274,11 +274,14 @@ pub(super) fn vjp_channel_sum(v: &mut Vjp) -> Result<(), TapeError> {
         Ty {
             shape: Shape::new(&dims),
             form: Form::Flat,
-            ..x
+            dtype: x.dtype.wide(),
         },
     )?;
     let (spatial, n_spatial) = spatial_of(&x.shape);
-    let ones = v.push(Op::Broadcast { spatial, n_spatial }, &[one])?;
+    let mut ones = v.push(Op::Broadcast { spatial, n_spatial }, &[one])?;
+    if x.dtype.is_narrow() {
+        ones = v.push(Op::Cast { to: x.dtype }, &[ones])?;
+    }
     v.give_op(0, Op::Mul, &[ones, v.cotangent])
 }
 

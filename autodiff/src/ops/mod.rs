@@ -7,11 +7,13 @@
 
 mod algo;
 mod check;
+mod decoding;
 mod dense;
 mod elementwise;
 mod loss;
 mod norm;
 mod pool;
+mod precision;
 mod reads;
 mod reduce;
 mod structure;
@@ -56,6 +58,7 @@ fn signature(op: &Op) -> (usize, usize, &'static str) {
         | Op::Dropout { .. }
         | Op::Softmax
         | Op::ChannelSum
+        | Op::Cast { .. }
         | Op::Slice(_)
         | Op::Pad(_)
         | Op::Broadcast { .. }
@@ -100,15 +103,16 @@ pub fn infer(op: &Op, inputs: &[Ty]) -> Result<Ty, ShapeReason> {
         "its inputs are ({names}), but {} are given",
         inputs.len()
     );
-    if let Some(other) = inputs.iter().find(|t| t.dtype != inputs[0].dtype) {
-        return Err(ShapeReason(format!(
-            "all inputs must have one element type, not {} and {}",
-            inputs[0].dtype, other.dtype
-        )));
-    }
+    precision::check(op, inputs)?;
+    let extents = infer_extents(op, inputs)?;
+    Ok(extents.with_dtype(precision::of_result(op, inputs, &extents)))
+}
+
+/// Shape and form of an op's result.
+fn infer_extents(op: &Op, inputs: &[Ty]) -> Checked<Ty> {
     let x = &inputs[0];
     match op {
-        Op::Input { .. } | Op::Param { .. } | Op::Constant { .. } => Ok(*x),
+        Op::Input { .. } | Op::Param { .. } | Op::Constant { .. } | Op::Cast { .. } => Ok(*x),
         Op::Conv(a) => window::infer_conv(a, inputs),
         Op::ConvTranspose(a) => window::infer_transpose(a, inputs),
         Op::ConvWeightGrad(a) => window::infer_weight_grad(a, inputs),
@@ -174,6 +178,7 @@ pub(crate) fn vjp(v: &mut Vjp) -> Result<(), TapeError> {
         Op::Scale { .. } | Op::Dropout { .. } => elementwise::vjp_self_adjoint(v),
         Op::Softmax => elementwise::vjp_softmax(v),
         Op::ChannelSum => elementwise::vjp_channel_sum(v),
+        Op::Cast { .. } => precision::vjp_cast(v),
         Op::Concat => structure::vjp_concat(v),
         Op::Slice(a) => structure::vjp_slice(v, &a),
         Op::Pad(a) => structure::vjp_pad(v, &a),
@@ -247,6 +252,11 @@ pub(crate) fn check_leaf(op: &Op, t: &Ty, dtype: DType) -> Checked {
     ensure!(
         t.dtype == dtype,
         "every tensor of this tape is {dtype}, not {}",
+        t.dtype
+    );
+    ensure!(
+        !t.dtype.is_narrow(),
+        "leaves are f32 or f64, not {}: use `cast` on them",
         t.dtype
     );
     check::ty(t.dtype, t.form, t.shape.dims())?;

@@ -101,6 +101,7 @@ impl Op {
             | Op::Softmax
             | Op::SoftmaxGrad
             | Op::ChannelSum
+            | Op::Cast { .. }
             | Op::Concat
             | Op::Broadcast { .. }
             | Op::SumMap { .. }

@@ -31,7 +31,9 @@ impl Op {
             Op::Dropout { .. } => elementwise::dropout_flops(out),
             Op::Softmax => elementwise::softmax_flops(out),
             Op::SoftmaxGrad => 4.0 * unit(out),
-            Op::Concat | Op::Slice(_) | Op::Pad(_) | Op::Broadcast { .. } => unit(out),
+            Op::Cast { .. } | Op::Concat | Op::Slice(_) | Op::Pad(_) | Op::Broadcast { .. } => {
+                unit(out)
+            }
             Op::ChannelSum | Op::SumMap { .. } | Op::GlobalMax => unit(&inputs[0]),
             Op::GlobalMaxGrad { .. } => unit(out),
             Op::SpatialLse => reduce::lse_flops(&inputs[0]),

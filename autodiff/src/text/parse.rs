@@ -201,6 +201,13 @@ fn read_op(name: &str, at: &mut Attributes, tys: &[Ty]) -> Scanned<Op> {
         "softmax" => Op::Softmax,
         "softmax_grad" => Op::SoftmaxGrad,
         "channel_sum" => Op::ChannelSum,
+        "cast" => {
+            let choices = [DType::F32, DType::Bf16, DType::F16].map(|t| (t, t.to_string()));
+            let choices = [0, 1, 2].map(|i| (choices[i].1.as_str(), choices[i].0));
+            Op::Cast {
+                to: at.choice("to", &choices, None)?,
+            }
+        }
         "concat" => Op::Concat,
         "slice" => Op::Slice(SliceAttrs {
             start: at.required_axes("start", boxed, 0)?.0,

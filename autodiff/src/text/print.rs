@@ -179,6 +179,7 @@ impl Written {
                 }
             }
             Op::Scale { factor } => self.real("factor", *factor),
+            Op::Cast { to } => self.text(format_args!(" to={to}")),
             Op::Dropout { p, key } => {
                 self.real("p", *p);
                 self.text(format_args!(" key={key}"));

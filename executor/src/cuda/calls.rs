@@ -1,8 +1,8 @@
 //! What the interpreter asks for, as calls on streams.
 
-use sstep_autodiff::{Op, ReductionState, Region, Ty};
+use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
 use sstep_kernels::cuda::{self as kernels, Placed, Step};
-use sstep_kernels::{Box4, In, Out, Real, UpdateRule};
+use sstep_kernels::{AnyIn, AnyOut, Box4, Element, Real, UpdateRule, with_element};
 
 use crate::backend::{Backend, HostMemory, Launch, Partial, Place};
 use crate::disk::{DiskMap, PIECE_BYTES};
@@ -17,6 +17,10 @@ use super::spill::Piece;
 use super::{Cuda, copies, driver};
 
 impl<T: Real> Backend<T> for Cuda<T> {
+    fn stores(&self, dtype: DType) -> bool {
+        dtype == T::DTYPE || (self.narrow && dtype.wide() == T::DTYPE)
+    }
+
     fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
         let number = self.order_launch(launch, self.bytes(out))?;
         let out = self.placed(out);
@@ -60,7 +64,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
         partial: &Partial,
         out: &Place,
     ) -> Result<(), ExecError> {
-        let ty = out.layout.ty::<T>();
+        let ty = out.layout.ty();
         match op.reduction_state(&ty) {
             ReductionState::InPlace => Ok(()),
             ReductionState::F64(_) => {
@@ -81,8 +85,8 @@ impl<T: Real> Backend<T> for Cuda<T> {
         self.queue([Step::Kernel(call)], number)
     }
 
-    fn host_memory(&mut self, elems: usize) -> Result<HostMemory<T>, ExecError> {
-        Ok(Box::new(Pinned::<T>::new(&self.context, elems)?))
+    fn host_memory(&mut self, bytes: usize) -> Result<HostMemory, ExecError> {
+        Ok(Box::new(Pinned::<u8>::new(&self.context, bytes)?))
     }
 
     fn beside_arena_bytes(&self) -> u64 {
@@ -93,35 +97,37 @@ impl<T: Real> Backend<T> for Cuda<T> {
         }
     }
 
-    fn upload(&mut self, host: &In<'_, T>, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        self.copy_to_device(host, region, dst)
+    fn upload(&mut self, host: &AnyIn<'_>, region: &Region, dst: &Place) -> Result<(), ExecError> {
+        with_element!(host.layout().dtype, E => {
+            self.copy_to_device(&host.typed::<E>(), region, dst)
+        })
     }
 
     fn download(
         &mut self,
         src: &Place,
         region: &Region,
-        host: &Out<'_, T>,
+        host: AnyOut<'_>,
     ) -> Result<(), ExecError> {
-        let from = self.bytes(src);
-        let to = host.addresses();
-        self.order_copy(Lane::ToHost, &[from], &[to])?;
-        let region = Box4::lift(region);
-        let placed = self.placed(src);
-        copies::download(self.stream(Lane::ToHost), &placed, &region, host)?;
+        with_element!(host.layout().dtype, E => {
+            let host = host.typed::<E>();
+            let from = self.bytes(src);
+            self.order_copy(Lane::ToHost, &[from], &[host.addresses()])?;
+            let (region, src) = (Box4::lift(region), self.placed(src));
+            copies::download(self.stream(Lane::ToHost), &src, &region, &host)?;
+        });
         Ok(())
     }
 
     fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap) -> Result<(), ExecError> {
-        for region in disk.pieces::<T>(region) {
-            let layout = disk.staged::<T>(&region);
+        for region in disk.pieces(region) {
+            let layout = disk.staged(&region);
             // All of one size, so that memory serves every piece.
-            let elems = layout.len.max(PIECE_BYTES / size_of::<T>());
+            let bytes = (layout.len * layout.dtype.bytes()).max(PIECE_BYTES);
             let context = &self.context;
-            let make = |elems| Ok(Box::new(Pinned::<T>::new(context, elems)?) as HostMemory<T>);
-            let mut memory = self.writer.memory(elems, make)?;
-            let host = Out::new(layout, &mut (*memory).as_mut()[..layout.len]);
-            self.download(src, &region, &host)?;
+            let make = |bytes| Ok(Box::new(Pinned::<u8>::new(context, bytes)?) as HostMemory);
+            let mut memory = self.writer.memory(bytes, make)?;
+            self.download(src, &region, AnyOut::new(layout, (*memory).as_mut()))?;
             let marked = self.stream(Lane::ToHost).record_event(None);
             let copied = marked.map_err(failed("marking a copy"))?;
             self.writer.write(Piece {
@@ -140,11 +146,13 @@ impl<T: Real> Backend<T> for Cuda<T> {
     fn unspill(&mut self, disk: &DiskMap, region: &Region, dst: &Place) -> Result<(), ExecError> {
         self.flush()?;
         self.writer.wait_for(disk)?;
-        for region in disk.pieces::<T>(region) {
-            let layout = disk.staged::<T>(&region);
-            let read = |to: &mut [T]| disk.read_dense(&region, to);
-            self.upload_by(|this| &mut this.unspilling, layout, &region, dst, read)?;
-        }
+        with_element!(disk.dtype(), E => {
+            for region in disk.pieces(region) {
+                let layout = disk.staged(&region);
+                let read = |to: &mut [E]| disk.read_dense(&region, to);
+                self.upload_by(|this| &mut this.unspilling, layout, &region, dst, read)?;
+            }
+        });
         Ok(())
     }
 
@@ -207,10 +215,12 @@ impl<T: Real> Backend<T> for Cuda<T> {
     fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
         self.order_copy(Lane::ToHost, &[self.bytes(place)], &[])?;
         let from = self.placed(place);
-        let mut data = vec![T::ZERO; place.layout.len];
-        copies::read(self.stream(Lane::ToHost), from.address, &mut data)?;
-        self.schedule.drained(Lane::ToHost);
-        Ok(data)
+        Ok(with_element!(place.layout.dtype, E => {
+            let mut data = vec![E::default(); place.layout.len];
+            copies::read(self.stream(Lane::ToHost), from.address, &mut data)?;
+            self.schedule.drained(Lane::ToHost);
+            data.iter().map(|x| T::from_f64(x.value())).collect()
+        }))
     }
 
     fn wait(&mut self) -> Result<(), ExecError> {

@@ -82,19 +82,31 @@ impl CublasLt {
     }
 
     fn describe(&self, of: &MatmulShapes) -> Result<Described, CublasError> {
-        let (real, precision) = match self.dtype {
+        let (real, scale, precision) = match self.dtype {
             DType::F32 => (
+                sys::cudaDataType_t::CUDA_R_32F,
                 sys::cudaDataType_t::CUDA_R_32F,
                 // Not the one that rounds to TF32.
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             ),
             DType::F64 => (
                 sys::cudaDataType_t::CUDA_R_64F,
+                sys::cudaDataType_t::CUDA_R_64F,
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_64F,
+            ),
+            DType::Bf16 => (
+                sys::cudaDataType_t::CUDA_R_16BF,
+                sys::cudaDataType_t::CUDA_R_32F,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            ),
+            DType::F16 => (
+                sys::cudaDataType_t::CUDA_R_16F,
+                sys::cudaDataType_t::CUDA_R_32F,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             ),
         };
         let mut this = Described {
-            product: result::create_matmul_desc(precision, real)?,
+            product: result::create_matmul_desc(precision, scale)?,
             layouts: Vec::new(),
         };
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
@@ -169,8 +181,10 @@ impl CublasLt {
             ));
         };
         let (single, double) = ([1f32, 0.0], [1f64, 0.0]);
-        let (one, zero): (*const c_void, *const c_void) = match self.dtype {
-            DType::F32 => ((&raw const single[0]).cast(), (&raw const single[1]).cast()),
+        let (one, zero): (*const c_void, *const c_void) = match self.dtype.wide() {
+            DType::F32 | DType::Bf16 | DType::F16 => {
+                ((&raw const single[0]).cast(), (&raw const single[1]).cast())
+            }
             DType::F64 => ((&raw const double[0]).cast(), (&raw const double[1]).cast()),
         };
         let out = call.c as *mut c_void;

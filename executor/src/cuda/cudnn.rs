@@ -121,6 +121,8 @@ impl Cudnn {
         match self.dtype {
             DType::F32 => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
             DType::F64 => sys::cudnnDataType_t::CUDNN_DATA_DOUBLE,
+            DType::Bf16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+            DType::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
         }
     }
 
@@ -254,8 +256,10 @@ impl Cudnn {
     ) -> Result<(), CudnnError> {
         let single = [1f32, f32::from(u8::from(call.shapes.adds))];
         let double = single.map(f64::from);
-        let (one, keep): (*const c_void, *const c_void) = match self.dtype {
-            DType::F32 => ((&raw const single[0]).cast(), (&raw const single[1]).cast()),
+        let (one, keep): (*const c_void, *const c_void) = match self.dtype.wide() {
+            DType::F32 | DType::Bf16 | DType::F16 => {
+                ((&raw const single[0]).cast(), (&raw const single[1]).cast())
+            }
             DType::F64 => ((&raw const double[0]).cast(), (&raw const double[1]).cast()),
         };
         let space = if bytes == 0 {

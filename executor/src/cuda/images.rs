@@ -29,7 +29,7 @@ impl<T: Real> Cuda<T> {
         region: &Region,
         dst: &Place,
     ) -> Result<(), ExecError> {
-        let layout = Layout::dense(&dst.layout.ty::<T>(), region);
+        let layout = Layout::dense(&dst.layout.ty(), region);
         let read = |to: &mut [T]| {
             let read = source.read(region, &mut Out::new(layout, to));
             read.map_err(ExecError::reading(name))
@@ -45,7 +45,7 @@ impl<T: Real> Cuda<T> {
         region: &Region,
         dst: &Place,
     ) -> Result<(), ExecError> {
-        let layout = Layout::dense(&dst.layout.ty::<T>(), region);
+        let layout = Layout::dense(&dst.layout.ty(), region);
         let read = |to: &mut [u8]| {
             let read = source.read_bytes(region, &mut Out::new(layout, to));
             read.map_err(ExecError::reading(name))
@@ -86,7 +86,7 @@ impl<T: Real> Cuda<T> {
         self.order_copy(Lane::ToDevice, &[from], &[to])?;
         let region = Box4::lift(region);
         let dst = self.placed(dst);
-        copies::upload::<S, T>(self.stream(Lane::ToDevice), host, &region, &dst)?;
+        copies::upload(self.stream(Lane::ToDevice), host, &region, &dst)?;
         Ok(())
     }
 }

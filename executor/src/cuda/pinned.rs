@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result};
-use sstep_kernels::Real;
 
 use crate::device::DeviceError;
 
@@ -24,7 +23,7 @@ pub(super) struct Pinned<T> {
 // SAFETY: memory that this value owns, as of a `Vec`.
 unsafe impl<T: Send> Send for Pinned<T> {}
 
-impl<T: Real> Pinned<T> {
+impl<T: bytemuck::Pod> Pinned<T> {
     /// Locks memory for `len` elements, of any value at first.
     ///
     /// # Errors

@@ -18,12 +18,14 @@ mod peak;
 mod pool;
 mod random;
 mod reduce;
+mod stored;
 mod stream;
 mod structure;
 mod upsample;
 
 pub use peak::peak_flops_per_sec;
 pub(crate) use random::threshold as dropout_threshold;
+pub use stored::{accumulate_stored, round_to, run_stored};
 
 use sstep_autodiff::{ConvAttrs, NormAttrs, NormKind, Op, ReductionState, Ty};
 
@@ -118,6 +120,7 @@ fn run_of<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8])
         Op::SoftmaxGrad => elementwise::softmax_grad(job, out),
         Op::ChannelSum => elementwise::channel_sum(job, out),
 
+        Op::Cast { .. } => structure::copy(job, out),
         Op::Concat => structure::concat(job, out),
         Op::Slice(a) => structure::slice(a, job, out),
         Op::Pad(a) => structure::pad(a, job, out),
@@ -207,6 +210,7 @@ impl<'o> Reduction<'o> {
             | Op::Softmax
             | Op::SoftmaxGrad
             | Op::ChannelSum
+            | Op::Cast { .. }
             | Op::Concat
             | Op::Slice(_)
             | Op::Pad(_)
@@ -247,7 +251,7 @@ impl<'o> Reduction<'o> {
 
 /// All three steps of a reduction at once, over the whole domain.
 fn run_reduction<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8]) {
-    let out_ty = out.layout().ty::<T>();
+    let out_ty = out.layout().ty();
     let domain = job.inputs[Reduction::of(job.op).domain()].layout();
     let job = Job {
         region: domain.everything(),
@@ -264,7 +268,7 @@ fn run_reduction<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mu
             let mut state = State::F64(&mut doubles);
             begin(job.op, &mut state, &out_ty);
             accumulate(&job, &mut state, &out_ty, workspace);
-            let inputs: Vec<Ty> = job.inputs.iter().map(|i| i.layout().ty::<T>()).collect();
+            let inputs: Vec<Ty> = job.inputs.iter().map(|i| i.layout().ty()).collect();
             finish(job.op, &inputs, &mut state, out);
         }
     }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use sstep_autodiff::Form;
 
 use super::stream;
-use crate::real::Real;
+use crate::real::{Element, Real};
 use crate::view::{Box4, In, Layout, Out};
 
 /// Below this many elements, starting threads costs more than it gains.
@@ -45,7 +45,7 @@ pub(super) struct Part<'p, T> {
     pub(super) w: Range<usize>,
 }
 
-impl<T: Real> Part<'_, T> {
+impl<T: Element> Part<'_, T> {
     /// Row `(c, h)` of the part.
     pub(super) fn row(&mut self, c: usize, h: usize) -> &mut [T] {
         assert!(
@@ -67,7 +67,7 @@ pub(super) fn region(asked: &Box4, layout: &Layout) -> Box4 {
 }
 
 /// Calls `f` for parts of about `grain` elements that make up `region` of `out`.
-pub(super) fn each_part<T: Real>(
+pub(super) fn each_part<T: Element>(
     out: &mut Out<'_, T>,
     region: &Box4,
     channels: Channels,

@@ -64,6 +64,17 @@ pub(super) fn pad<T: Real>(a: &PadAttrs, job: &Job<'_, T>, out: &mut Out<'_, T>)
     });
 }
 
+/// `(x)` → the same values.
+pub(super) fn copy<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>) {
+    let x = &job.inputs[0];
+    if out.layout().form == Form::Flat {
+        return out.flat().copy_from_slice(x.flat());
+    }
+    each_row(out, &job.region, |n, c, d, h, y| {
+        y.copy_from_slice(x.row(n, c, d, h, job.region.s(2)));
+    });
+}
+
 /// `(v)` → flat `[N, C]` repeated over space.
 pub(super) fn broadcast<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>) {
     let v = &job.inputs[0];

@@ -11,12 +11,17 @@ use crate::view::Box4;
 /// a row of `n` elements of `e` bytes has them from byte `(e − 1) · n` on.
 ///
 /// # Panics
-/// If there are not as many `scales` as channels.
+/// If there are not as many `scales` as channels, or elements are stored in 16 bits: an
+/// image never is, before it is cast.
 pub fn from_bytes(dst: &Placed, region: &Box4, scales: &[ByteScale]) -> Vec<Call> {
     assert_eq!(
         scales.len(),
         dst.layout.dims[1],
         "every channel has its scale"
+    );
+    assert!(
+        !dst.layout.dtype.is_narrow(),
+        "an image has elements to compute with"
     );
     if region.points() == 0 {
         return Vec::new();

@@ -154,6 +154,8 @@ pub fn compute(task: &Task<'_>, out: &Placed) -> Vec<Step> {
         Op::Softmax => ("softmax", points),
         Op::SoftmaxGrad => ("softmax_grad", points),
         Op::ChannelSum => ("channel_sum", points),
+        // Views say how elements are stored.
+        Op::Cast { .. } => ("copy", elements),
         Op::Concat => {
             return concat(&args, inputs)
                 .into_iter()

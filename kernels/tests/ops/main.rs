@@ -9,4 +9,5 @@ mod common;
 mod edges;
 mod gradients;
 mod regions;
+mod stored;
 mod textbook;

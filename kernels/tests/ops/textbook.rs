@@ -538,6 +538,7 @@ fn textbook(op: &Op, x: &[Tensor]) -> Tensor {
         | Op::Param { .. }
         | Op::Constant { .. }
         | Op::Dropout { .. }
+        | Op::Cast { .. }
         | Op::Conv(_)
         | Op::ConvTranspose(_)
         | Op::ConvWeightGrad(_) => panic!("{op:?} is tested elsewhere"),

@@ -242,6 +242,7 @@ impl Kernel<'_> {
             Op::Input { .. }
             | Op::Param { .. }
             | Op::Constant { .. }
+            | Op::Cast { .. }
             | Op::Concat
             | Op::Slice(_)
             | Op::Pad(_)

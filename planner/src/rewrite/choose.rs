@@ -172,7 +172,7 @@ fn secs(graph: &Graph, machine: &Machine, e: &Expr, id: Id) -> f64 {
         machine.kernel_secs(&kernel, points, points.div_ceil(TILE_POINTS))
     };
     // Which way a convolution is computed is decided later, and for the better.
-    let may_winograd = machine.winograd && out.dtype == DType::F32;
+    let may_winograd = machine.winograd && out.dtype.wide() == DType::F32;
     let other = by_winograd(&e.head.op, &inputs, &out).filter(|_| may_winograd);
     let best = other.map_or(f64::INFINITY, |op| secs(&op));
     best.min(secs(&e.head.op)) + SMALL_SECS

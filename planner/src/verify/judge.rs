@@ -140,7 +140,7 @@ impl<'a> Judge<'a> {
             } => {
                 let item = self.enter(at);
                 self.reads(item.node, &region)?;
-                self.scratch()?;
+                self.scratch(item.node)?;
                 self.put(at, region, present)
             }
             Instr::Store { at, region, home } => {
@@ -159,7 +159,7 @@ impl<'a> Judge<'a> {
                 let b = self.partial_of(item)?;
                 self.has_partial(b, n)?;
                 self.reads(n, &region)?;
-                self.scratch()?;
+                self.scratch(n)?;
                 self.write(b)?;
                 self.domain.entry(n).or_default().add(region)
             }
@@ -184,7 +184,7 @@ impl<'a> Judge<'a> {
             Instr::Flat { at } => {
                 let item = self.enter(at);
                 self.reads(item.node, &Region::new(&[]))?;
-                self.scratch()?;
+                self.scratch(item.node)?;
                 match item.value {
                     Value::Flat(b) => self.finish_flat(item.node, b),
                     _ => Err("a flat node has no flat buffer".to_owned()),
@@ -347,7 +347,20 @@ impl<'a> Judge<'a> {
         self.write(b)
     }
 
-    fn scratch(&mut self) -> Result<(), String> {
+    /// What a kernel may scribble in; for narrow tensors it needs room.
+    fn scratch(&mut self, n: NodeIx) -> Result<(), String> {
+        let program = &self.plan.program;
+        let node = program.node(n);
+        let needed = node.op.least_decoded_bytes(&program.input_tys(n), &node.ty);
+        match self.plan.workspace {
+            Some(b) => self.roomy(b, needed)?,
+            None if needed > 0 => {
+                return Err(format!(
+                    "it decodes {needed} bytes, but there is no scratch"
+                ));
+            }
+            None => {}
+        }
         if let Some(b) = self.plan.workspace {
             self.write(b)?;
             self.content[b.0 as usize] = Content::Nothing;

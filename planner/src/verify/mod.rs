@@ -10,7 +10,7 @@
 //!   overwritten since by any buffer that shares bytes with it; what is fetched by
 //!   way of a staging buffer is the very region that was last put there;
 //! - what an instruction writes, its scratch included, shares no byte with
-//!   anything else it touches;
+//!   anything else it touches; kernels of narrow tensors have scratch to decode them;
 //! - every element of a stored map is written exactly once before it is read
 //!   elsewhere; every element of a reduction's domain is added exactly once
 //!   before its result is read;

@@ -23,7 +23,7 @@ mod sums;
 mod windows;
 
 use egg::{Applier, EGraph, Id, PatternAst, Rewrite, SearchMatches, Searcher, Subst, Symbol, Var};
-use sstep_autodiff::{Op, Ty};
+use sstep_autodiff::{Op, Ty, UnaryKind};
 
 use super::lang::{Expr, Facts, Head};
 
@@ -126,6 +126,51 @@ pub const RULES: &[Rule] = &[
     ("weight gradient of a scaled map", windows::weight_of_scaled),
 ];
 
+/// Rules that keep every bit, also of results that are rounded to a narrow type: values
+/// are only moved, chosen or masked. On narrow maps there are no others: one more
+/// rounding to 8 bits would show.
+const EXACT: &[&str] = &[
+    "relu of relu",
+    "mask of a mask",
+    "scale by one",
+    "sum with zeros",
+    "slice of everything",
+    "slice of slice",
+    "slice of what was concatenated",
+    "slice of what was padded",
+    "padding of nothing",
+    "padding of padding",
+    "concatenation of concatenations",
+    "concatenation of neighbouring slices",
+    "sum of paddings is a concatenation",
+    "sum over space of a concatenation",
+    "max-pool of relu",
+    "gradient of a max-pool of relu",
+];
+
+/// Whether a form reads narrow maps, itself or by way of what it reads: a rule looks no
+/// deeper.
+fn reads_narrow(g: &Graph, e: &Expr) -> bool {
+    let is_narrow = |id: &Id| ty(g, *id).is_some_and(|ty| ty.dtype.is_narrow());
+    let within = |id: &Id| {
+        let mut forms = g[*id].nodes.iter();
+        forms.any(|inner| inner.children.iter().any(is_narrow))
+    };
+    e.children.iter().any(|id| is_narrow(id) || within(id))
+}
+
+/// Whether the slope of a function is the same from its rounded value as from its
+/// argument.
+fn slope_survives_rounding(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::UnaryGrad {
+            kind: UnaryKind::Relu | UnaryKind::LeakyRelu(_),
+            saved: _,
+        }
+    )
+}
+
 /// Type of a class.
 fn ty(g: &Graph, class: Id) -> Option<Ty> {
     g[class].data.ty
@@ -158,20 +203,26 @@ pub fn rewrites(only: Option<&str>) -> Vec<Rewrite<Expr, Facts>> {
         .filter(|(name, _)| only.is_none_or(|o| o == *name));
     wanted
         .map(|&(name, rule)| {
-            Rewrite::new(name, Forms(rule), Forms(rule))
+            Rewrite::new(name, Forms(name, rule), Forms(name, rule))
                 .expect("a rule without variables binds all of them")
         })
         .collect()
 }
 
 /// Finds classes with a form that a rule applies to, and adds its equal.
-struct Forms(Matcher);
+struct Forms(&'static str, Matcher);
 
 impl Forms {
     /// Equal forms of a class, by this rule.
     fn terms(&self, g: &Graph, class: Id) -> Vec<(Head, Term)> {
         let forms = g[class].nodes.iter().filter(|e| !e.head.op.is_leaf());
-        let terms = forms.filter_map(|e| Some((e.head, (self.0)(g, e)?)));
+        let Forms(name, rule) = self;
+        let is_exact = EXACT.contains(name);
+        let may =
+            |e: &&Expr| is_exact || slope_survives_rounding(&e.head.op) || !reads_narrow(g, e);
+        let terms = forms
+            .filter(may)
+            .filter_map(|e| Some((e.head, rule(g, e)?)));
         // A root that is another node's value still has to be a node of its own.
         terms
             .filter(|(head, term)| head.tag.is_none() || matches!(term, Term::Node(..)))
