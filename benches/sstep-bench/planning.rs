@@ -55,6 +55,7 @@ pub fn run(args: &Args) -> Outcome {
         "cap",
         "of store-all",
         "plan secs",
+        "binaries",
         "gap %",
         "stages",
         "peak",
@@ -107,6 +108,7 @@ pub fn run(args: &Args) -> Outcome {
                     Ok(plan) => {
                         let p = &plan.predicted;
                         vec![
+                            plan.n_binaries.into(),
                             Cell::number(100.0 * plan.gap, 1),
                             plan.stages.len().into(),
                             ByteSize(p.peak_bytes).to_string().into(),
@@ -118,7 +120,7 @@ pub fn run(args: &Args) -> Outcome {
                     }
                     Err(error) => {
                         eprintln!("{name} at 1/{fraction}: {error}");
-                        vec![Cell::none(); 7]
+                        vec![Cell::none(); 8]
                     }
                 };
                 table.row(start.into_iter().chain(rest).collect());

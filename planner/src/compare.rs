@@ -17,10 +17,12 @@ use crate::machine::Machine;
 use crate::made::{Made, Quick, Start};
 use crate::memo::Memo;
 use crate::objective::Aim;
+use crate::place::Proof;
 use crate::plan::Plan;
 use crate::program::Program;
 use crate::rewrite::Variant;
 use crate::schedule::untiled_bytes;
+use crate::search::Prices;
 use crate::strategy::Strategy;
 
 /// The plan of the variant, and choice of algorithms, that is predicted fastest on
@@ -72,7 +74,7 @@ pub fn compare(
     };
     // What they found, and below what.
     let mut others: Option<(f64, Vec<(usize, Made)>)> = None;
-    let (mut best, mut bound_secs) = match strategy {
+    let (mut best, mut proof) = match strategy {
         Strategy::Optimal => {
             let starts = starts(&planners, &least_secs);
             let known = starts.first().map_or(f64::INFINITY, |(_, s)| s.secs());
@@ -92,7 +94,7 @@ pub fn compare(
         && let Some(direct) = first().next_back()
     {
         best = Some((direct, planners[direct].tightly(strategy)?));
-        bound_secs = None;
+        proof = None;
     }
     let Some((mut at, mut made)) = best else {
         let status = "no program to plan".to_owned();
@@ -110,11 +112,11 @@ pub fn compare(
             }
         }
     }
-    let bound_secs = match bound_secs {
-        Some(secs) => secs,
-        None => planners[at].bound_secs(&made)?,
+    let proof = match proof {
+        Some(proof) => proof,
+        None => planners[at].prove(&made)?,
     };
-    let mut plan = planners[at].finish(made, machine, bound_secs);
+    let mut plan = planners[at].finish(made, machine, &proof);
     plan.rewrites = variants[programs[at].0].report.to_string();
     // The same whatever is planned, so that plans can be compared by it.
     if let Some(first) = variants.first() {
@@ -159,33 +161,34 @@ fn starts(planners: &[Planner<'_>], least_secs: &[f64]) -> Vec<(usize, Start)> {
     starts
 }
 
-/// The best plan in the large space of any program, and what none of that program
-/// takes less than.
+/// The best plan in the large space of any program, and what is known of all of that
+/// program.
 fn optimal(
     planners: &[Planner<'_>],
     starts: Vec<(usize, Start)>,
-) -> Result<(Best, Option<f64>), PlanError> {
+) -> Result<(Best, Option<Proof>), PlanError> {
     let mut best: Best = None;
-    let mut bound_secs: Option<f64> = None;
-    let mut starts = starts.into_iter();
-    // The most promising ones first: what they reach is what the others must beat.
-    loop {
-        let together = if best.is_none() { AT_ONCE } else { usize::MAX };
-        let group: Vec<(usize, Start)> = starts.by_ref().take(together).collect();
-        if group.is_empty() {
-            return Ok((best, bound_secs));
-        }
+    let mut proof: Option<Proof> = None;
+    // What memory is worth is much the same in all of them: once that is known, a look
+    // tells which of the others are worth a proof.
+    let mut prices: Option<Prices> = None;
+    for (at, start) in starts {
         let below = (best.as_ref()).map_or(f64::INFINITY, |(_, made)| made.secs());
-        let improved: Vec<_> = (group.into_par_iter())
-            .map(|(at, start)| Ok((at, planners[at].improve(start, below)?)))
-            .collect::<Result<_, PlanError>>()?;
-        for (at, (made, bound)) in improved {
-            if let Some(made) = made
-                && (best.as_ref()).is_none_or(|(_, b)| made.secs() < b.secs())
-            {
-                best = Some((at, made));
-                bound_secs = Some(bound);
-            }
+        let start = match &prices {
+            Some(prices) => planners[at].look(start, prices),
+            None => start,
+        };
+        if prices.is_some() && start.secs() >= below {
+            continue;
+        }
+        let (made, known) = planners[at].improve(start, below)?;
+        prices = prices.or_else(|| known.prices.clone());
+        if let Some(made) = made
+            && (best.as_ref()).is_none_or(|(_, b)| made.secs() < b.secs())
+        {
+            best = Some((at, made));
+            proof = Some(known);
         }
     }
+    Ok((best, proof))
 }

@@ -16,13 +16,15 @@ use crate::grids::Grids;
 use crate::machine::Machine;
 use crate::made::{Made, Quick, Start};
 use crate::memo::Memo;
-use crate::place::{Goal, Placed, Problem, decide, place, prove};
+use crate::place::{Goal, Placed, Problem, Proof, decide, place, prove};
 use crate::plan::{Buffer, Plan};
 use crate::program::Program;
-use crate::search::{Found, Space};
+use crate::schedule::{self, Decision};
+use crate::search::{Found, Prices, Space};
 use crate::segment::{Fineness, Segments, segment, storable};
 use crate::strategy::Strategy;
-use crate::{explain, schedule, tile};
+use crate::unforeseen::unforeseen;
+use crate::{explain, tile};
 
 /// How often a placement is asked again with a cap lowered by what packing
 /// lacked.
@@ -95,42 +97,59 @@ impl<'a> Planner<'a> {
         Some(Start { pool, found })
     }
 
+    /// What else is found from a start where memory is worth so much, if that is better;
+    /// prices of a program with other segments tell nothing.
+    pub fn look(&self, start: Start, prices: &Prices) -> Start {
+        let cap = self.budget.device_bytes;
+        let Start { pool, found } = start;
+        let problem = self.problem(LARGE, &pool, self.workspace_bytes(cap));
+        let found = if prices.n_segments() == pool.segments.pieces.len() {
+            let near = Space::new(&problem).refine(&found.path, prices, cap);
+            found.better(near)
+        } else {
+            found
+        };
+        Start { pool, found }
+    }
+
     /// The best that the integer program finds from a start, if it takes less than
-    /// `below` seconds; and what no placement that does takes less than.
+    /// `below` seconds; and what it knows of those that do.
     ///
     /// # Errors
     /// [`PlanError::Solver`].
-    pub fn improve(&self, start: Start, below: f64) -> Result<(Option<Made>, f64), PlanError> {
+    pub fn improve(&self, start: Start, below: f64) -> Result<(Option<Made>, Proof), PlanError> {
         let cap = self.budget.device_bytes;
         let Start { pool, found } = start;
         let problem = self.problem(LARGE, &pool, self.workspace_bytes(cap));
         let mut space = Space::new(&problem);
-        let proof = prove(&problem, &space, &found, cap, Some(below))?;
-        let found = proof.better.unwrap_or(found);
+        let mut proof = prove(&problem, &space, &found, cap, Some(below))?;
+        let found = proof.better.take().unwrap_or(found);
         if !found.score.fits() {
-            return Ok((None, proof.bound_secs));
+            return Ok((None, proof));
         }
-        let packed = self.packed(LARGE, cap, &problem, &mut space, found, below);
-        Ok((packed.made(), proof.bound_secs))
+        let prices = proof.prices.as_ref();
+        let packed = self.packed(LARGE, cap, (&problem, &mut space), found, (below, prices));
+        Ok((packed.made(), proof))
     }
 
     /// The plan, as it is on the real machine, with its distance to what nothing
     /// takes less than on the planner's.
-    pub fn finish(&self, made: Made, machine: &Machine, bound_secs: f64) -> Plan {
+    pub fn finish(&self, made: Made, machine: &Machine, proof: &Proof) -> Plan {
         let secs = made.found.score.secs;
         let mut plan = if machine == self.machine {
             made.plan
         } else {
             let pool = self.pool(made.source);
             let problem = self.problem(made.source, &pool, made.workspace_bytes);
-            self.schedule_on(machine, &problem, &made.found)
+            self.schedule_on(machine, &problem, &made.found).1
         };
         // Updates come after the last stage and cost every plan the same.
         let program = self.program;
         let updates = (program.updates.iter())
             .map(|u| machine.update_secs(program.node(u.param).ty.bytes(), program.state_slots));
         plan.predicted.secs += updates.sum::<f64>();
-        plan.gap = ((secs - bound_secs) / secs.max(1e-12)).max(0.0);
+        plan.gap = ((secs - proof.bound_secs) / secs.max(1e-12)).max(0.0);
+        plan.n_binaries = proof.n_binaries;
         plan
     }
 
@@ -138,12 +157,12 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// [`PlanError::Solver`].
-    pub fn bound_secs(&self, made: &Made) -> Result<f64, PlanError> {
+    pub fn prove(&self, made: &Made) -> Result<Proof, PlanError> {
         let pool = self.pool(made.source);
         let problem = self.problem(made.source, &pool, made.workspace_bytes);
         let space = Space::new(&problem);
         let cap = self.budget.device_bytes;
-        Ok(prove(&problem, &space, &made.found, cap, None)?.bound_secs)
+        prove(&problem, &space, &made.found, cap, None)
     }
 
     /// A plan where a quick search finds none.
@@ -251,30 +270,35 @@ impl<'a> Planner<'a> {
         let pool = self.pool(source);
         let problem = self.problem(source, &pool, workspace_bytes);
         let mut space = Space::new(&problem);
-        let goal = Goal::Seconds { device_bytes: cap };
+        let goal = Goal::Seconds {
+            device_bytes: cap,
+            below_secs: below,
+        };
         match place(&space, goal, None) {
-            Placed::Found(found) => self.packed(source, cap, &problem, &mut space, found, below),
+            Placed::Found(found) => {
+                self.packed(source, cap, (&problem, &mut space), found, (below, None))
+            }
+            Placed::Slower(secs) => Quick::Slower(secs),
             Placed::TooLarge | Placed::Impossible => Quick::TooLarge,
         }
     }
 
     /// The plan of a placement; if packing needs more than the caps, of another one
-    /// for as much less.
+    /// for as much less: near it, or where `prices` lead, or of a search anew.
     fn packed(
         &self,
         source: Source,
         cap: u64,
-        problem: &Problem<'_>,
-        space: &mut Space<'_>,
+        (problem, space): (&Problem<'_>, &mut Space<'_>),
         mut found: Found,
-        below: f64,
+        (below, prices): (f64, Option<&Prices>),
     ) -> Quick {
         let mut aim_bytes = cap;
         for _ in 0..REPACKS {
             if found.score.secs >= below {
                 return Quick::Slower(found.score.secs);
             }
-            let plan = self.schedule(problem, &found);
+            let (decision, plan) = self.schedule(problem, &found);
             let peak = plan.predicted.peak_bytes;
             let disk_over = self.disk_over(&plan);
             if peak <= cap && disk_over == 0 {
@@ -286,23 +310,40 @@ impl<'a> Planner<'a> {
                 }));
             }
             if peak > cap {
-                let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
-                    return Quick::TooLarge;
-                };
-                aim_bytes = aim;
+                let lessons = unforeseen(problem, &found, &decision, &plan);
+                for &(candidate, bytes) in &lessons {
+                    space.charge(candidate, bytes);
+                }
+                // Else there is room but for gaps between buffers.
+                if lessons.is_empty() || plan.most_live_bytes() <= cap {
+                    let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
+                        return Quick::TooLarge;
+                    };
+                    aim_bytes = aim;
+                }
             }
             space.shrink_disk(disk_over);
             // What packing lacks is little: near what was found is often enough.
-            let near = space.near(&found.path, aim_bytes);
-            found = match near.filter(|n| n.score.secs <= found.score.secs * NEAR) {
-                Some(near) => near,
-                None => {
-                    let device_bytes = aim_bytes;
-                    match place(space, Goal::Seconds { device_bytes }, Some(&found)) {
-                        Placed::Found(found) => found,
-                        Placed::TooLarge | Placed::Impossible => return Quick::TooLarge,
-                    }
+            let secs = found.score.secs;
+            let mut next = space.near(&found.path, aim_bytes);
+            let is_enough =
+                |n: &Option<Found>| n.as_ref().is_some_and(|n| n.score.secs <= secs * NEAR);
+            if let (false, Some(prices)) = (is_enough(&next), prices) {
+                let priced = space.refine(&found.path, prices, aim_bytes);
+                next = next.into_iter().chain([priced]).reduce(Found::better);
+            }
+            if !is_enough(&next) {
+                let goal = Goal::Seconds {
+                    device_bytes: aim_bytes,
+                    below_secs: below,
+                };
+                if let Placed::Found(anew) = place(space, goal, Some(&found)) {
+                    next = next.into_iter().chain([anew]).reduce(Found::better);
                 }
+            }
+            found = match next.filter(|n| n.score.fits()) {
+                Some(next) => next,
+                None => return Quick::TooLarge,
             };
         }
         Quick::TooLarge
@@ -317,7 +358,7 @@ impl<'a> Planner<'a> {
             let Placed::Found(found) = place(&space, Goal::Memory, None) else {
                 break;
             };
-            let plan = self.schedule(&problem, &found);
+            let (_, plan) = self.schedule(&problem, &found);
             match self.disk_over(&plan) {
                 0 => {
                     return Ok(Made {
@@ -385,14 +426,20 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn schedule(&self, problem: &Problem<'_>, found: &Found) -> Plan {
+    fn schedule(&self, problem: &Problem<'_>, found: &Found) -> (Decision, Plan) {
         self.schedule_on(self.machine, problem, found)
     }
 
-    fn schedule_on(&self, machine: &Machine, problem: &Problem<'_>, found: &Found) -> Plan {
+    fn schedule_on(
+        &self,
+        machine: &Machine,
+        problem: &Problem<'_>,
+        found: &Found,
+    ) -> (Decision, Plan) {
         let decision = decide(problem, found);
         let (budget, strategy) = (self.budget, problem.strategy);
-        schedule::schedule(self.program, machine, budget, strategy, &decision)
+        let plan = schedule::schedule(self.program, machine, budget, strategy, &decision);
+        (decision, plan)
     }
 
     fn infeasible(&self, strategy: Strategy, least: &Plan) -> PlanError {

@@ -52,6 +52,7 @@ pub mod stage;
 mod strategy;
 pub mod sweep;
 mod tile;
+mod unforeseen;
 pub mod verify;
 
 use sstep_autodiff::Tape;

@@ -28,6 +28,8 @@ pub enum Goal {
     Seconds {
         /// The cap.
         device_bytes: u64,
+        /// Only fewer than this many matter.
+        below_secs: f64,
     },
     /// Device bytes.
     Memory,
@@ -38,6 +40,8 @@ pub enum Goal {
 pub enum Placed {
     /// With a placement.
     Found(Found),
+    /// Nothing takes fewer seconds than this, which is too many.
+    Slower(f64),
     /// Everything found needs more device memory.
     TooLarge,
     /// Everything found needs more host memory or disk, whatever the device has.
@@ -93,7 +97,16 @@ const THOROUGH: Effort = Effort {
 /// Searches a placement, from `start` if given.
 pub fn place(space: &Space<'_>, goal: Goal, start: Option<&Found>) -> Placed {
     let device_bytes = match goal {
-        Goal::Seconds { device_bytes } => device_bytes,
+        Goal::Seconds {
+            device_bytes,
+            below_secs,
+        } => {
+            let least_secs = space.least_secs();
+            if least_secs >= below_secs {
+                return Placed::Slower(least_secs);
+            }
+            device_bytes
+        }
         Goal::Memory => 0,
     };
     match space.search(device_bytes, start) {
@@ -112,6 +125,10 @@ pub struct Proof {
     pub bound_secs: f64,
     /// A better placement than the one asked about.
     pub better: Option<Found>,
+    /// What memory is worth, if that was found out.
+    pub prices: Option<Prices>,
+    /// Yes-or-no decisions that the integer program was asked.
+    pub n_binaries: usize,
 }
 
 /// Bounds the seconds of every placement within `cap_bytes` and, if told to improve,
@@ -131,11 +148,16 @@ pub fn prove(
         return Ok(Proof {
             bound_secs: found.score.secs,
             better: None,
+            prices: None,
+            n_binaries: 0,
         });
     }
     let mut better: Option<Found> = None;
     let improve = below.is_some();
-    let below = below.unwrap_or(f64::INFINITY);
+    let below = match below {
+        Some(below) => below.min(found.score.fitting_secs()),
+        None => f64::INFINITY,
+    };
     let effort = if improve { THOROUGH } else { ONCE };
     // What memory is worth, the relaxation knows best; near what it mixes is
     // often something that is whole.
@@ -153,8 +175,13 @@ pub fn prove(
         best.score.fitting_secs().min(below)
     };
     let first = space.starters(found, cap_bytes);
-    let bound_secs = master::bound(problem, cap_bytes, first, effort, below, look)?;
-    Ok(Proof { bound_secs, better })
+    let known = master::bound(problem, cap_bytes, first, effort, below, look)?;
+    Ok(Proof {
+        bound_secs: known.bound_secs,
+        better,
+        prices: known.prices,
+        n_binaries: known.n_binaries,
+    })
 }
 
 /// The chosen path, with only what somebody really reads stored.
@@ -165,8 +192,9 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
     // From the last stage back: keep the targets that a later stage reads.
     let outputs = program.outputs.iter().copied().filter(is_map);
     let mut wanted: BTreeSet<NodeIx> = outputs.clone().collect();
-    let mut stages: Vec<(&Candidate, BTreeSet<NodeIx>, BTreeSet<NodeIx>)> = Vec::new();
-    for c in found.path.iter().rev().map(|&c| &p.candidates[c]) {
+    let mut stages: Vec<(usize, BTreeSet<NodeIx>, BTreeSet<NodeIx>)> = Vec::new();
+    for &candidate in found.path.iter().rev() {
+        let c: &Candidate = &p.candidates[candidate];
         let targets: BTreeSet<NodeIx> = (c.targets.iter().copied())
             .filter(|t| !is_map(t) || wanted.contains(t))
             .collect();
@@ -176,7 +204,7 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
         let body = Body::close(program, &targets, |n| c.supplied.contains(&n));
         let reads: BTreeSet<NodeIx> = body.supplies().filter(|n| !program.is_source(*n)).collect();
         wanted.extend(&reads);
-        stages.push((c, targets, reads));
+        stages.push((candidate, targets, reads));
     }
     stages.reverse();
     let mut homes: BTreeMap<NodeIx, HomeDecision> = BTreeMap::new();
@@ -186,7 +214,10 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
         }
         for &t in reads {
             let decided = homes.entry(t).or_default();
-            if home(t).0.is_some_and(|until| until >= c.to - 1) {
+            if home(t)
+                .0
+                .is_some_and(|until| until >= p.candidates[*c].to - 1)
+            {
                 decided.device_until = Some(at);
             } else {
                 decided.beyond = home(t).1.or(Some(Tier::Host));
@@ -204,13 +235,17 @@ pub fn decide(p: &Problem<'_>, found: &Found) -> Decision {
     }
     let stages = stages
         .into_iter()
-        .map(|(c, targets, supplied)| StageDecision {
-            level: p.segments.pieces[c.from].level,
-            targets,
-            supplied,
-            grid: c.grid.clone(),
-            prefetches: c.prefetches,
-            why: format!("recomputes back to {}", c.frontier),
+        .map(|(candidate, targets, supplied)| {
+            let c = &p.candidates[candidate];
+            StageDecision {
+                candidate,
+                level: p.segments.pieces[c.from].level,
+                targets,
+                supplied,
+                grid: c.grid.clone(),
+                prefetches: c.prefetches,
+                why: format!("recomputes back to {}", c.frontier),
+            }
         })
         .collect();
     Decision {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
 use crate::objective::Objective;
+use crate::pack::{self, Request};
 use crate::program::{NodeIx, Program};
 use crate::stage::{Body, Role};
 use crate::strategy::Strategy;
@@ -313,6 +314,10 @@ pub struct Plan {
     /// the stages, grids and homes considered for this program takes less time than
     /// that bound, by the machine profile. Other cuts and equal programs are beyond it.
     pub gap: f64,
+    /// Yes-or-no decisions of the integer program that gave that bound, as far as its
+    /// columns were needed: 0 where nothing beats the plan whatever the caps.
+    #[serde(default)]
+    pub n_binaries: usize,
     /// What it is to be best at, which is what the gap is of.
     pub objective: Objective,
 }
@@ -334,6 +339,20 @@ impl Plan {
     pub fn buffer(&self, b: BufferIx) -> &Buffer {
         &self.buffers[b.0 as usize]
     }
+
+    /// Most bytes of buffers live at one tick: the peak but for gaps between them.
+    pub fn most_live_bytes(&self) -> u64 {
+        most_live_bytes(&self.buffers)
+    }
+}
+
+/// Most bytes of buffers live at one tick.
+pub(crate) fn most_live_bytes<'b>(buffers: impl IntoIterator<Item = &'b Buffer>) -> u64 {
+    let requests = buffers.into_iter().map(|b| Request {
+        bytes: b.bytes,
+        live: b.live,
+    });
+    pack::load(&requests.collect::<Vec<_>>(), pack::ALIGN)
 }
 
 impl Stage {

@@ -11,7 +11,7 @@ use crate::candidates::Touch;
 use crate::plan::Tier;
 use crate::solve::{Relaxed, Row};
 
-use super::rows::Master;
+use super::rows::{Master, Use};
 
 /// A candidate's columns, in the program or not.
 pub(super) struct Columns {
@@ -25,6 +25,13 @@ pub(super) struct Columns {
 type Find = (f64, Vec<(Row, f64)>);
 
 impl Master<'_> {
+    /// Columns that are 0 or 1: of candidates, and of homes until a use.
+    pub fn n_binaries(&self) -> usize {
+        let homes = |u: &Use| 1 + u.beyond.iter().flatten().count();
+        let uses = self.maps.values().flat_map(|m| &m.uses);
+        self.runs.iter().flatten().count() + uses.map(homes).sum::<usize>()
+    }
+
     /// Whether a candidate has a column.
     pub fn has(&self, c: usize) -> bool {
         self.runs[c].is_some()

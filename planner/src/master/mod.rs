@@ -83,6 +83,17 @@ struct Settled {
     bound: f64,
 }
 
+/// What is known of every placement.
+pub struct Known {
+    /// None takes fewer seconds; infinite if there is none.
+    pub bound_secs: f64,
+    /// What memory is worth, if that was found out.
+    pub prices: Option<Prices>,
+    /// Decisions of the program as far as it was written down: candidates that run or
+    /// do not, maps that are kept until a use or are not.
+    pub n_binaries: usize,
+}
+
 /// Bounds the seconds of every placement within `device_bytes`, starting with
 /// the candidates `first`. `look` is shown what memory is worth and a path near
 /// what each relaxation mixes, and answers with the fewest seconds known. Only
@@ -97,7 +108,7 @@ pub fn bound(
     effort: Effort,
     below: f64,
     mut look: impl FnMut(&Prices, &[usize]) -> f64,
-) -> Result<f64, PlanError> {
+) -> Result<Known, PlanError> {
     let mut solver = Solver {
         master: Master::new(problem, device_bytes),
         lp: Relaxation::new()?,
@@ -114,6 +125,7 @@ pub fn bound(
     // What is left aside is not below this.
     let mut aside = f64::INFINITY;
     let mut known = below / tick;
+    let mut first_prices: Option<Prices> = None;
     let mut is_first = true;
     loop {
         let lowest = (0..parts.len()).min_by(|&a, &b| parts[a].bound.total_cmp(&parts[b].bound));
@@ -137,11 +149,12 @@ pub fn bound(
             continue;
         };
         let bound = settled.bound.max(part.bound);
+        let prices = solver.master.prices(&settled.relaxed);
+        first_prices.get_or_insert_with(|| prices.clone());
         if bound >= known * (1.0 - gap) {
             aside = aside.min(bound);
             continue;
         }
-        let prices = solver.master.prices(&settled.relaxed);
         known = look(&prices, &solver.master.mixed(&settled.relaxed)) / tick;
         match solver.master.branch(&settled.relaxed) {
             Some(branches) => parts.extend(branches.into_iter().map(|b| Part {
@@ -151,7 +164,11 @@ pub fn bound(
             None => aside = aside.min(bound),
         }
     }
-    Ok(aside.min(known) * tick)
+    Ok(Known {
+        bound_secs: aside.min(known) * tick,
+        prices: first_prices,
+        n_binaries: solver.master.n_binaries(),
+    })
 }
 
 struct Solver<'a> {

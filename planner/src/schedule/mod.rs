@@ -27,6 +27,8 @@ use crate::sweep::AxisGrid;
 /// A tile loop, decided.
 #[derive(Clone, Debug)]
 pub struct StageDecision {
+    /// The candidate that it comes from.
+    pub candidate: usize,
     /// Level of the program it belongs to.
     pub level: u32,
     /// Maps stored and reductions finished.
@@ -380,6 +382,7 @@ impl<'a> Scheduler<'a> {
             predicted,
             rewrites: String::new(),
             gap: 0.0,
+            n_binaries: 0,
             objective: Objective::Seconds,
         }
     }

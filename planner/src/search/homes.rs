@@ -1,78 +1,16 @@
 //! Where the maps of a path live, and what the path is then worth.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ChannelPrices, FORBIDDEN_SECS, Found, Maker, Prices, Score, Space, Stay, Use, Uses};
+use super::uses::{Maker, Path, Use, Uses};
+use super::{FORBIDDEN_SECS, Found, Prices, Score, Space, Stay};
 use crate::overlap::StageSecs;
 use crate::plan::Tier;
 
 impl Space<'_> {
-    pub(super) fn uses(&self, path: &[usize]) -> Uses {
-        self.uses_where(path, |_| true)
-    }
-
-    /// Uses of a path without the stages of one level.
-    pub(super) fn uses_beside(&self, path: &[usize], level: usize) -> Uses {
-        let range = self.levels[level].clone();
-        self.uses_where(path, |c| !range.contains(&self.candidates[c].from))
-    }
-
-    pub(super) fn uses_where(&self, path: &[usize], counts: impl Fn(usize) -> bool) -> Uses {
-        let mut uses = Uses {
-            of: vec![Vec::new(); self.maps.len()],
-            maker: (self.maps.iter())
-                .map(|m| Maker {
-                    from: m.made,
-                    to: m.made + 1,
-                    credit: 0.0,
-                    stores: true,
-                })
-                .collect(),
-        };
-        for &c in path {
-            let (from, to) = (self.candidates[c].from, self.candidates[c].to);
-            for &m in &self.unstored[c] {
-                uses.maker[m].stores = false;
-            }
-            for a in &self.accesses[c] {
-                if !a.reads {
-                    uses.maker[a.map] = Maker {
-                        from,
-                        to,
-                        credit: a.credit,
-                        stores: true,
-                    };
-                } else if counts(c) {
-                    uses.of[a.map].push(Use {
-                        from,
-                        at: to - 1,
-                        copy_secs: a.copy_secs,
-                        credit: a.credit,
-                    });
-                }
-            }
-        }
-        let end = self.held.len().saturating_sub(1);
-        for (m, map) in self.maps.iter().enumerate() {
-            if map.is_output {
-                uses.of[m].push(Use {
-                    from: end,
-                    at: end,
-                    copy_secs: [0.0; Tier::COUNT],
-                    credit: 0.0,
-                });
-            }
-        }
-        uses
-    }
-
     /// Seconds of copies of a map that stays so.
     pub(super) fn home_secs(&self, map: usize, uses: &[Use], stay: Stay) -> f64 {
-        self.home_cost(map, uses, stay, ChannelPrices::IN_TURN)
-    }
-
-    /// What copies of a map that stays so cost at prices of their channels.
-    fn home_cost(&self, map: usize, uses: &[Use], stay: Stay, prices: ChannelPrices) -> f64 {
         let m = &self.maps[map];
         let leaves = stay.kept < uses.len();
         let tier = stay.tier.ix();
@@ -84,12 +22,7 @@ impl Space<'_> {
             return 0.0;
         }
         let reads = uses[stay.kept..].iter().map(|u| u.copy_secs[tier]);
-        let (store, read) = match stay.tier {
-            Tier::Host => (prices.d2h, prices.h2d),
-            // By way of the host, and nothing runs beside.
-            Tier::Disk => (prices.compute, prices.compute),
-        };
-        m.store_secs[tier] * store + reads.sum::<f64>() * read
+        m.store_secs[tier] + reads.sum::<f64>()
     }
 
     /// Where a map stays where that is cheapest, and the cost.
@@ -107,31 +40,40 @@ impl Space<'_> {
         let Some(last) = uses.last() else {
             return (all, 0.0);
         };
-        let bytes = self.maps[map].bytes;
+        let m = &self.maps[map];
+        let made = maker.credit * prices.over(maker.from, maker.to);
+        // From all uses that find it on the device to none: of each, its credit is lost
+        // and its copy is to be paid.
+        let credit = |u: &Use| u.credit * prices.over(u.from, u.at + 1);
+        let mut credits: f64 = uses.iter().map(credit).sum();
+        let mut reads = [0.0; Tier::COUNT];
         let mut best = (all, f64::INFINITY);
         for kept in (0..=uses.len()).rev() {
-            let mut held = 0.0;
-            if kept > 0 {
-                held += bytes * prices.over(maker.from, uses[kept - 1].at + 1)
-                    - maker.credit * prices.over(maker.from, maker.to);
-                for u in &uses[..kept] {
-                    held -= u.credit * prices.over(u.from, u.at + 1);
+            if let Some(u) = uses.get(kept) {
+                credits -= credit(u);
+                for (sum, secs) in reads.iter_mut().zip(u.copy_secs) {
+                    *sum += secs;
                 }
             }
-            // Kept to the last use it is in no tier.
-            let n_tiers = if kept < uses.len() {
-                self.tiers.len()
-            } else {
-                1
+            let held = match kept.checked_sub(1) {
+                Some(_) if !m.on_device => continue,
+                Some(last) => m.bytes * prices.over(maker.from, uses[last].at + 1) - made - credits,
+                None => 0.0,
             };
-            for &tier in &self.tiers[..n_tiers] {
-                let stay = Stay { kept, tier };
-                let mut cost = self.home_cost(map, uses, stay, prices.channels) + held;
-                if kept < uses.len() {
-                    cost += bytes * prices.beyond_over(tier, maker.from, last.at + 1);
+            if kept == uses.len() {
+                if held < best.1 {
+                    best = (all, held);
                 }
+                continue;
+            }
+            for &tier in self.tiers.iter().filter(|tier| m.on_tier[tier.ix()]) {
+                let (store, read) = prices.channels.of(tier);
+                let cost = m.store_secs[tier.ix()] * store
+                    + reads[tier.ix()] * read
+                    + held
+                    + m.bytes * prices.beyond_over(tier, maker.from, last.at + 1);
                 if cost < best.1 {
-                    best = (stay, cost);
+                    best = (Stay { kept, tier }, cost);
                 }
             }
         }
@@ -159,7 +101,7 @@ impl Space<'_> {
         for &c in path {
             let candidate = &self.candidates[c];
             for d in &mut loads.device[candidate.from..candidate.to] {
-                *d += candidate.scratch_bytes as f64;
+                *d += self.scratch[c];
             }
         }
         for (m, &stay) in stays.iter().enumerate() {
@@ -210,39 +152,67 @@ impl Space<'_> {
     /// The best homes found for the maps of a path, and what it is worth.
     pub(super) fn judge(&self, path: &[usize], prices: &Prices, cap: f64) -> Found {
         let uses = self.uses(path);
-        let mut stays = self.priced_homes(&uses, prices);
-        let mut loads = self.loads(path, &uses, &stays);
-        for &tier in &self.tiers {
-            self.relieve_tier(tier, &uses, &mut stays, &mut loads);
-            self.leave_tier(tier, &uses, &mut stays, &mut loads);
+        let stays = self.homes(path, &uses, prices, cap);
+        self.found(path, &uses, &stays, cap)
+    }
+
+    /// The same, if it is better than `than`.
+    pub(super) fn judge_better(
+        &self,
+        path: &Path,
+        prices: &Prices,
+        cap: f64,
+        than: &Score,
+    ) -> Option<Found> {
+        if than.fits() {
+            // Copies only add to it.
+            let stages = path.stages.iter().map(|&c| &self.candidates[c]);
+            let least: f64 = stages.map(|c| StageSecs::new(c).secs()).sum();
+            if least >= than.secs {
+                return None;
+            }
         }
-        self.relieve_device(&uses, cap, &mut stays, &mut loads);
+        let stays = self.homes(&path.stages, &path.uses, prices, cap);
+        let score = self.score(&path.stages, &path.uses, &stays, cap);
+        (score.order(than) == Ordering::Less)
+            .then(|| self.found(&path.stages, &path.uses, &stays, cap))
+    }
+
+    /// Where the maps of a path had best live, as far as this finds it.
+    fn homes(&self, path: &[usize], uses: &Uses, prices: &Prices, cap: f64) -> Vec<Stay> {
+        let mut stays = self.priced_homes(uses, prices);
+        let mut loads = self.loads(path, uses, &stays);
+        for &tier in &self.tiers {
+            self.relieve_tier(tier, uses, &mut stays, &mut loads);
+            self.leave_tier(tier, uses, &mut stays, &mut loads);
+        }
+        self.relieve_device(uses, cap, &mut stays, &mut loads);
         // Keep on the device what still fits, the most useful bytes first.
-        for m in self.dearest(&uses, &stays, |m| self.maps[m].on_device) {
+        for m in self.dearest(uses, &stays, |m| self.maps[m].on_device) {
             for kept in (stays[m].kept + 1..=uses.of[m].len()).rev() {
                 let was = stays[m];
                 let to = Stay { kept, ..was };
-                self.change(&uses, &mut stays, m, to, &mut loads);
+                self.change(uses, &mut stays, m, to, &mut loads);
                 let span = uses.maker[m].from..=uses.of[m][kept - 1].at;
                 if loads.device[span].iter().all(|d| *d <= cap) {
                     break;
                 }
-                self.change(&uses, &mut stays, m, was, &mut loads);
+                self.change(uses, &mut stays, m, was, &mut loads);
             }
         }
         // And on the host what still fits there.
         let on_disk =
             |m: usize| stays[m].tier == Tier::Disk && self.maps[m].on_tier[Tier::Host.ix()];
-        for m in self.dearest(&uses, &stays, on_disk) {
-            if self.has_room(Tier::Host, m, &uses, &loads) {
+        for m in self.dearest(uses, &stays, on_disk) {
+            if self.has_room(Tier::Host, m, uses, &loads) {
                 let to = Stay {
                     tier: Tier::Host,
                     ..stays[m]
                 };
-                self.change(&uses, &mut stays, m, to, &mut loads);
+                self.change(uses, &mut stays, m, to, &mut loads);
             }
         }
-        self.found(path, &uses, &stays, cap)
+        stays
     }
 
     /// Maps that leave the device and satisfy `which`, those first whose copies take
@@ -272,53 +242,57 @@ impl Space<'_> {
     }
 
     /// A path with the given homes, scored.
-    pub(super) fn found(&self, path: &[usize], uses: &Uses, stays: &[Stay], cap: f64) -> Found {
+    fn found(&self, path: &[usize], uses: &Uses, stays: &[Stay], cap: f64) -> Found {
+        let mut homes = BTreeMap::new();
+        for (m, map) in self.maps.iter().enumerate() {
+            let (list, stay) = (&uses.of[m], stays[m]);
+            if !list.is_empty() {
+                let until = stay.kept.checked_sub(1).map(|last| list[last].at);
+                let beyond = (stay.kept < list.len()).then_some(stay.tier);
+                homes.insert(map.node, (until, beyond));
+            }
+        }
+        Found {
+            path: path.to_vec(),
+            homes,
+            score: self.score(path, uses, stays, cap),
+            is_least: false,
+            tried: BTreeSet::new(),
+        }
+    }
+
+    /// What a path is worth with the given homes.
+    fn score(&self, path: &[usize], uses: &Uses, stays: &[Stay], cap: f64) -> Score {
         let loads = self.loads(path, uses, stays);
         let mut stages: Vec<StageSecs> = (path.iter())
             .map(|&c| StageSecs::new(&self.candidates[c]))
             .collect();
         let stage_of = |segment: usize| path.partition_point(|&c| self.candidates[c].to <= segment);
-        let mut homes = BTreeMap::new();
+        let mut forbidden_bytes = 0.0;
         for (m, map) in self.maps.iter().enumerate() {
             let (list, stay) = (&uses.of[m], stays[m]);
-            if list.is_empty() {
-                continue;
+            let is_made = list.is_empty() || uses.maker[m].stores;
+            let is_allowed = self.home_secs(m, list, stay).is_finite();
+            if !is_made || !is_allowed {
+                forbidden_bytes += map.bytes;
             }
-            if stay.kept < list.len() && self.home_secs(m, list, stay).is_finite() {
+            if stay.kept < list.len() && is_allowed {
                 let tier = stay.tier;
                 stages[stage_of(uses.maker[m].from)].store(tier, map.store_secs[tier.ix()]);
                 for u in &list[stay.kept..] {
                     stages[stage_of(u.from)].fetch(tier, u.copy_secs[tier.ix()]);
                 }
             }
-            let until = stay.kept.checked_sub(1).map(|last| list[last].at);
-            let beyond = (stay.kept < list.len()).then_some(stay.tier);
-            homes.insert(map.node, (until, beyond));
         }
-        let secs = stages.iter().map(StageSecs::secs).sum();
         let over = |used: &f64| (used - cap).max(0.0) / cap.max(1.0);
-        let device_over: f64 = loads.device.iter().map(|d| over(d).powi(8)).sum();
-        let forbidden = (0..self.maps.len())
-            .filter(|&m| {
-                let is_made = uses.of[m].is_empty() || uses.maker[m].stores;
-                !is_made || !self.home_secs(m, &uses.of[m], stays[m]).is_finite()
-            })
-            .map(|m| self.maps[m].bytes);
         let beyond = loads.beyond.iter().zip(self.tier_bytes);
         let beyond_over = beyond
             .map(|(load, cap)| load.iter().map(|b| (b - cap).max(0.0)).sum::<f64>())
-            .sum::<f64>()
-            + forbidden.sum::<f64>();
-        Found {
-            path: path.to_vec(),
-            homes,
-            score: Score {
-                beyond_over,
-                device_over,
-                secs,
-            },
-            is_least: false,
-            tried: BTreeSet::new(),
+            .sum::<f64>();
+        Score {
+            beyond_over: beyond_over + forbidden_bytes,
+            device_over: loads.device.iter().map(|d| over(d).powi(8)).sum(),
+            secs: stages.iter().map(StageSecs::secs).sum(),
         }
     }
 
@@ -355,7 +329,7 @@ impl Space<'_> {
                 }
             }
             loop {
-                let mut used = self.held[from] + self.candidates[c].scratch_bytes as f64;
+                let mut used = self.held[from] + self.scratch[c];
                 used += resident.iter().map(|&m| self.maps[m].bytes).sum::<f64>();
                 let there = self.accesses[c]
                     .iter()

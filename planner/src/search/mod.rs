@@ -18,6 +18,7 @@ mod homes;
 mod paths;
 mod prices;
 mod relief;
+mod uses;
 mod walk;
 
 use std::cmp::Ordering;
@@ -82,35 +83,19 @@ struct Stay {
     tier: Tier,
 }
 
-/// One use of a map on a path.
-#[derive(Clone, Copy, Debug)]
-struct Use {
-    from: usize,
-    /// Last segment of the stage that reads it.
-    at: usize,
-    copy_secs: TierSecs,
-    credit: f64,
-}
-
-/// The stage that makes a map on a path.
-#[derive(Clone, Copy, Debug, Default)]
-struct Maker {
-    from: usize,
-    to: usize,
-    credit: f64,
-    /// Whether it stores the map; who reads it had better not otherwise.
-    stores: bool,
-}
-
 /// Everything about a problem that judging paths needs.
 pub struct Space<'a> {
     candidates: &'a [Candidate],
+    /// Scratch bytes of each candidate with all its maps beyond the device.
+    scratch: Vec<f64>,
     accesses: Vec<Vec<Access>>,
     /// Maps that each candidate computes but does not store.
     unstored: Vec<Vec<usize>>,
     maps: Vec<StoredMap>,
     /// Segments of each level.
     levels: Vec<Range<usize>>,
+    /// Maps that some candidate of each level reads, makes or does not store.
+    maps_of_level: Vec<Vec<usize>>,
     /// Candidates of each level, by first segment.
     of_level: Vec<Vec<usize>>,
     /// Bytes held whatever is chosen, per segment.
@@ -182,13 +167,13 @@ impl Found {
     pub fn is_better(&self, other: &Found) -> bool {
         self.score.order(&other.score) == Ordering::Less
     }
+
+    /// The better of two, the first if they are alike.
+    pub fn better(self, other: Found) -> Found {
+        if other.is_better(&self) { other } else { self }
+    }
 }
 
-/// Uses of every map on a path.
-struct Uses {
-    of: Vec<Vec<Use>>,
-    maker: Vec<Maker>,
-}
 impl<'a> Space<'a> {
     /// Reads a problem.
     pub fn new(p: &Problem<'a>) -> Space<'a> {
@@ -231,7 +216,7 @@ impl<'a> Space<'a> {
         for (m, map) in maps.iter().enumerate() {
             made_in[map.made].push(m);
         }
-        let unstored = (p.candidates.iter().zip(&accesses))
+        let unstored: Vec<Vec<usize>> = (p.candidates.iter().zip(&accesses))
             .map(|(c, accesses): (&Candidate, &Vec<Access>)| {
                 let stores = |m: &usize| accesses.iter().any(|a| !a.reads && a.map == *m);
                 let made = made_in[c.from..c.to].iter().flatten();
@@ -245,7 +230,7 @@ impl<'a> Space<'a> {
                 _ => levels.push(k..k + 1),
             }
         }
-        let of_level = (levels.iter())
+        let of_level: Vec<Vec<usize>> = (levels.iter())
             .map(|range| {
                 let inside = |c: &usize| range.contains(&p.candidates[*c].from);
                 let mut inside: Vec<usize> = (0..p.candidates.len()).filter(inside).collect();
@@ -253,13 +238,27 @@ impl<'a> Space<'a> {
                 inside
             })
             .collect();
+        let maps_of_level = (of_level.iter())
+            .map(|inside: &Vec<usize>| {
+                let touched = inside.iter().flat_map(|&c| {
+                    let accessed = accesses[c].iter().map(|a: &Access| a.map);
+                    accessed.chain(unstored[c].iter().copied())
+                });
+                let touched: BTreeSet<usize> = touched.collect();
+                touched.into_iter().collect()
+            })
+            .collect();
         let fixed = fixed_bytes(p);
         Space {
             candidates: p.candidates,
+            scratch: (p.candidates.iter())
+                .map(|c| c.scratch_bytes as f64)
+                .collect(),
             accesses,
             unstored,
             maps,
             levels,
+            maps_of_level,
             of_level,
             held: (pieces.iter())
                 .map(|s| fixed[s.level as usize] as f64)
@@ -278,6 +277,11 @@ impl<'a> Space<'a> {
                 })
                 .collect(),
         }
+    }
+
+    /// Adds to a candidate's scratch what a plan was found to take.
+    pub fn charge(&mut self, candidate: usize, bytes: u64) {
+        self.scratch[candidate] += bytes as f64;
     }
 
     /// Takes `bytes` of the disk away: what its tensors lose to gaps in the file.

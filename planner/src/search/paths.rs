@@ -2,9 +2,8 @@
 //! shortest path in which a read pays what it adds to the cost of storing its
 //! map.
 
-use std::collections::BTreeMap;
-
-use super::{FORBIDDEN_SECS, PASSES, Prices, Space, Use, Uses};
+use super::uses::{Use, Uses};
+use super::{FORBIDDEN_SECS, PASSES, Prices, Space};
 
 impl Space<'_> {
     /// The path that is cheapest at the given prices, as far as re-planning one
@@ -21,12 +20,21 @@ impl Space<'_> {
         start: Option<&[usize]>,
         frugal: bool,
     ) -> Option<Vec<usize>> {
-        let mut path: Vec<usize> = start.map(<[usize]>::to_vec).unwrap_or_default();
+        let mut path = self.path(start.map(<[usize]>::to_vec).unwrap_or_default());
+        // When each level was planned last.
+        let mut planned: Vec<Option<u64>> = vec![None; self.levels.len()];
         for _ in 0..PASSES {
-            let before = path.clone();
+            let before = path.mark();
             for level in (0..self.levels.len()).rev() {
-                let uses = self.uses_beside(&path, level);
-                let mut costs = self.level_costs(level, prices, &uses);
+                let is_same = |mark: u64| {
+                    let mut maps = self.maps_of_level[level].iter();
+                    maps.all(|&m| path.is_same(m, mark))
+                };
+                if planned[level].is_some_and(is_same) {
+                    continue;
+                }
+                planned[level] = Some(path.mark());
+                let mut costs = self.level_costs(level, prices, &path.uses);
                 if frugal {
                     for (cost, &c) in costs.iter_mut().zip(&self.of_level[level]) {
                         if !self.is_frugal[c] {
@@ -35,60 +43,60 @@ impl Space<'_> {
                     }
                 }
                 let way = self.shortest(level, &costs)?;
-                path = self.spliced(&path, level, &way);
+                self.replace(&mut path, level, &way);
             }
-            if path == before {
+            if path.mark() == before {
                 break;
             }
         }
-        Some(path)
-    }
-
-    /// `path` with what covers `level` replaced.
-    pub(super) fn spliced(&self, path: &[usize], level: usize, way: &[usize]) -> Vec<usize> {
-        let range = &self.levels[level];
-        let starts = |c: usize| self.candidates[c].from;
-        let head = path
-            .iter()
-            .copied()
-            .take_while(|&c| starts(c) < range.start);
-        let tail = path.iter().copied().skip_while(|&c| starts(c) < range.end);
-        head.chain(way.iter().copied()).chain(tail).collect()
+        Some(path.stages)
     }
 
     /// Cost of each candidate of a level, given how the rest uses maps.
+    /// Of the uses given, those of the level itself do not count.
     pub(super) fn level_costs(&self, level: usize, prices: &Prices, uses: &Uses) -> Vec<f64> {
-        let mut alone: BTreeMap<usize, f64> = BTreeMap::new();
+        let range = &self.levels[level];
+        // Uses of each map beside the level's, and what they cost alone.
+        let mut beside: Vec<Option<(Vec<Use>, f64)>> = vec![None; self.maps.len()];
         let mut list = Vec::new();
         (self.of_level[level].iter())
             .map(|&c| {
                 let candidate = &self.candidates[c];
                 let (from, to) = (candidate.from, candidate.to);
                 let mut cost = candidate.secs * prices.channels.compute
-                    + candidate.scratch_bytes as f64 * prices.over(from, to);
-                if self.unstored[c].iter().any(|&m| !uses.of[m].is_empty()) {
+                    + self.scratch[c] * prices.over(from, to);
+                let is_read = |m: &usize| uses.of[*m].iter().any(|u| !u.is_in(range));
+                if self.unstored[c].iter().any(is_read) {
                     cost += FORBIDDEN_SECS;
                 }
                 for a in self.accesses[c].iter().filter(|a| a.reads) {
-                    let others = &uses.of[a.map];
                     let maker = uses.maker[a.map];
-                    let without = *alone
-                        .entry(a.map)
-                        .or_insert_with(|| self.cheapest_home(a.map, others, maker, prices).1);
-                    list.clear();
-                    list.extend(others.iter().copied().filter(|u| u.at < to - 1));
-                    list.push(Use {
-                        from,
-                        at: to - 1,
-                        copy_secs: a.copy_secs,
-                        credit: a.credit,
+                    let (others, without) = beside[a.map].get_or_insert_with(|| {
+                        let others = uses.of[a.map].iter().filter(|u| !u.is_in(range));
+                        let others: Vec<Use> = others.copied().collect();
+                        let cost = self.cheapest_home(a.map, &others, maker, prices).1;
+                        (others, cost)
                     });
-                    list.extend(others.iter().copied().filter(|u| u.at >= to - 1));
-                    cost += self.cheapest_home(a.map, &list, maker, prices).1 - without;
+                    let at = others.partition_point(|u| u.at < to - 1);
+                    list.clear();
+                    list.extend_from_slice(&others[..at]);
+                    list.push(Use::new(a, from, to));
+                    list.extend_from_slice(&others[at..]);
+                    cost += self.cheapest_home(a.map, &list, maker, prices).1 - *without;
                 }
                 cost
             })
             .collect()
+    }
+
+    /// Seconds of the stages of any path at least, whatever is stored where.
+    pub fn least_secs(&self) -> f64 {
+        let of_level = |level: usize| {
+            let inside = self.of_level[level].iter();
+            let costs: Vec<f64> = inside.map(|&c| self.candidates[c].secs).collect();
+            self.distances(level, &costs).0[0]
+        };
+        (0..self.levels.len()).map(of_level).sum()
     }
 
     /// Shortest path through a level.

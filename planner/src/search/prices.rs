@@ -28,11 +28,20 @@ impl ChannelPrices {
         h2d: 0.5,
         d2h: 0.5,
     };
+
+    /// Of a second of storing to a tier, and of fetching from it.
+    pub(super) fn of(&self, tier: Tier) -> (f64, f64) {
+        match tier {
+            Tier::Host => (self.d2h, self.h2d),
+            // By way of the host, and nothing runs beside.
+            Tier::Disk => (self.compute, self.compute),
+        }
+    }
 }
 
 /// Seconds per byte of device memory and of each tier beyond it, per segment, and what
 /// seconds themselves are worth.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Prices {
     pub(super) device: Vec<f64>,
     pub(super) beyond: [Vec<f64>; Tier::COUNT],
@@ -66,6 +75,11 @@ impl Prices {
             beyond,
             channels,
         }
+    }
+
+    /// How many segments there are prices for.
+    pub fn n_segments(&self) -> usize {
+        self.device.len()
     }
 
     /// All prices of memory times a factor.

@@ -1,7 +1,8 @@
 //! Where memory is short on a path: which maps move, and where to.
 
 use super::homes::Loads;
-use super::{Space, Stay, Uses};
+use super::uses::Uses;
+use super::{Space, Stay};
 use crate::plan::Tier;
 
 impl Space<'_> {
@@ -119,18 +120,19 @@ impl Space<'_> {
                 let kept = list[..stay.kept].partition_point(|u| u.at < at);
                 let is_beyond_already = stay.kept < list.len();
                 for &tier in &self.tiers {
-                    let room = if is_beyond_already {
+                    let to = Stay { kept, tier };
+                    let secs = self.home_secs(m, list, to) - self.home_secs(m, list, stay);
+                    let worth = secs / self.maps[m].bytes.min(need).max(1.0);
+                    if !secs.is_finite() || best.is_some_and(|b| worth >= b.0) {
+                        continue;
+                    }
+                    // Looked at last: it takes longest.
+                    let has_room = if is_beyond_already {
                         tier == stay.tier
                     } else {
                         self.maps[m].on_tier[tier.ix()] && self.has_room(tier, m, uses, loads)
                     };
-                    if !room {
-                        continue;
-                    }
-                    let to = Stay { kept, tier };
-                    let secs = self.home_secs(m, list, to) - self.home_secs(m, list, stay);
-                    let worth = secs / self.maps[m].bytes.min(need).max(1.0);
-                    if secs.is_finite() && best.is_none_or(|b| worth < b.0) {
+                    if has_room {
                         best = Some((worth, m, to));
                     }
                 }

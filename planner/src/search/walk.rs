@@ -16,6 +16,8 @@ const NEAR_ROUNDS: usize = 12;
 const BOLD: f64 = 1.5;
 /// The same near the prices of the relaxation.
 const MILD: f64 = 0.5;
+/// By how much less they follow in the end, so that they settle.
+const CALM: f64 = 0.5;
 /// Passes of the descent over all levels.
 const DESCENTS: usize = 6;
 /// Paths that a descent may judge, times the maps and segments of each.
@@ -90,7 +92,8 @@ impl Space<'_> {
         (rounds, boldness, frugal): (usize, f64, bool),
     ) {
         let scale = best.score.secs.max(1e-9) / cap.max(1.0) / self.held.len() as f64;
-        let factor = |used: f64| {
+        let factor = |used: f64, round: usize| {
+            let boldness = boldness * (1.0 - CALM * round as f64 / rounds as f64);
             let most = 0.5 * boldness;
             (boldness * (used - 1.0)).clamp(-most, most).exp()
         };
@@ -109,14 +112,14 @@ impl Space<'_> {
             let loads = self.loads(path, &uses, &stays);
             better(best, self.judge(path, prices, cap));
             let next = (prices.device.iter().zip(&loads.device))
-                .map(|(p, used)| p * factor(used / cap))
+                .map(|(p, used)| p * factor(used / cap, round))
                 .map(|p| p.clamp(1e-5 * scale, 1e7 * scale));
             let beyond_next = Tier::ALL.map(|tier| {
                 let room = self.tier_bytes[tier.ix()].max(1.0);
                 let now = (prices.beyond[tier.ix()].iter()).zip(&loads.beyond[tier.ix()]);
                 let next = now.map(|(p, used)| {
                     let floor = if *used > room { 1e-3 * scale } else { 0.0 };
-                    (p * factor(used / room)).max(floor)
+                    (p * factor(used / room, round)).max(floor)
                 });
                 next.collect()
             });
@@ -193,6 +196,7 @@ impl Space<'_> {
             left /= 4;
         }
         let mut still = 0;
+        let mut path = self.path(best.path.clone());
         for pass in 0..DESCENTS {
             let before = best.score;
             let prices = prices[pass % 2];
@@ -200,16 +204,21 @@ impl Space<'_> {
                 if self.of_level[level].len() < 2 {
                     continue;
                 }
-                let uses = self.uses_beside(&best.path, level);
-                let costs = self.level_costs(level, prices, &uses);
-                for path in self.ways(level, &costs) {
+                let costs = self.level_costs(level, prices, &path.uses);
+                for way in self.ways(level, &costs) {
                     if left == 0 {
                         return best;
                     }
                     left -= 1;
-                    let all = self.spliced(&best.path, level, &path);
-                    if all != best.path {
-                        better(&mut best, self.judge(&all, prices, cap));
+                    let old = self.replace(&mut path, level, &way);
+                    if old == way {
+                        continue;
+                    }
+                    match self.judge_better(&path, prices, cap, &best.score) {
+                        Some(found) => better(&mut best, found),
+                        None => {
+                            self.replace(&mut path, level, &old);
+                        }
                     }
                 }
             }
@@ -226,7 +235,7 @@ impl Space<'_> {
         let mut least = vec![f64::INFINITY; self.held.len()];
         for (c, candidate) in self.candidates.iter().enumerate() {
             let credits: f64 = self.accesses[c].iter().map(|a| a.credit).sum();
-            let bytes = candidate.scratch_bytes as f64 - credits;
+            let bytes = self.scratch[c] - credits;
             for b in &mut least[candidate.from..candidate.to] {
                 *b = b.min(bytes);
             }

@@ -1,0 +1,55 @@
+//! What a plan takes that its placement did not foresee.
+//!
+//! A placement estimates a stage's scratch from that with none of its maps on the
+//! device and that with all of them there. With some there the windows that are left
+//! may meet at another moment, and the stage takes more. The plan knows; told so, the
+//! next search of the same candidates avoids it where that is worth it.
+
+use crate::place::Problem;
+use crate::plan::{Plan, Stage, StageItem, Value, most_live_bytes};
+use crate::schedule::Decision;
+use crate::search::Found;
+
+/// Candidates of which a plan takes more scratch than its placement foresaw, and by how
+/// many bytes.
+pub fn unforeseen(
+    problem: &Problem<'_>,
+    found: &Found,
+    decision: &Decision,
+    plan: &Plan,
+) -> Vec<(usize, u64)> {
+    // Stages of flat tensors have no grid and were not decided.
+    let loops = plan.stages.iter().filter(|s| !s.grid.is_empty());
+    (decision.stages.iter().zip(loops))
+        .filter_map(|(decided, stage)| {
+            let foreseen = foreseen_bytes(problem, found, decided.candidate);
+            let more = taken_bytes(plan, stage).saturating_sub(foreseen);
+            (more > 0).then_some((decided.candidate, more))
+        })
+        .collect()
+}
+
+/// Scratch of a candidate where its maps are as a placement has them.
+fn foreseen_bytes(problem: &Problem<'_>, found: &Found, candidate: usize) -> u64 {
+    let c = &problem.candidates[candidate];
+    let is_there = |node, reads: bool| {
+        let until = found.homes.get(node).and_then(|(until, _)| *until);
+        until.is_some_and(|until| !reads || until >= c.to - 1)
+    };
+    let credits = c.touches.iter().filter(|t| is_there(&t.node, t.reads));
+    let credits: u64 = credits.map(|t| t.credit_bytes).sum();
+    c.scratch_bytes.saturating_sub(credits)
+}
+
+/// Windows, staging buffers and accumulators of a stage, as many as there are at once.
+fn taken_bytes(plan: &Plan, stage: &Stage) -> u64 {
+    let of_item = |item: &StageItem| {
+        let window = match item.value {
+            Value::Window { buffer, .. } => Some(buffer),
+            Value::Whole(_) | Value::Flat(_) => None,
+        };
+        [window, item.staging, item.accumulator]
+    };
+    let buffers = stage.items.iter().flat_map(of_item).flatten();
+    most_live_bytes(buffers.map(|b| plan.buffer(b)))
+}
