@@ -12,12 +12,15 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
+use common::narrow::{judge, of_spec};
+use common::nets::NetSpec;
 use common::{AMPLE, HOW, Net, Tensors, differences, leaves, oracle, ready_on};
 use cuda::{
     OUT_OF_BOUNDS, alone, counted, driver, drop_wait, execute, image, on_cuda, plan_beyond,
     plan_of, wait_of,
 };
 use sstep::{CalibrateOptions, Family, Machine, calibrate_backend, calibration_bytes};
+use sstep_autodiff::DType;
 use sstep_executor::cuda::{Cuda, Image, devices};
 use sstep_planner::{Plan, Strategy};
 
@@ -396,6 +399,20 @@ fn kernels_stay_within_their_views() {
             let apart = differences(&got, &oracle(&net, &values));
             assert!(apart.values().all(|&e| e <= 1e-12), "{apart:?}");
         }
+        // Elements of 16 bits, in views half as large.
+        let spec = NetSpec {
+            batch: 2,
+            channels: 3,
+            spatial: vec![9, 12],
+            layers: vec![(0, 20, 9), (4, 1, 1), (5, 35, 92), (0, 3, 1)],
+            head: 0,
+            seed: 3,
+        };
+        let net = of_spec(&spec, DType::Bf16);
+        let values = leaves::<f32>(&net.tape, 3);
+        let plan = plan_of(&net, Strategy::Optimal, 0.2, true).expect("a plan");
+        let got = execute(plan, &values, false);
+        judge(&spec, &net, &values, &got, DType::Bf16);
         return;
     }
     let Some(library) = sanitizer() else {
