@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 use sstep_autodiff::{DType, Op, Shape, Tape, backward_scaled};
 use sstep_executor::source::TileSource;
-use sstep_executor::{
-    Device, DeviceOptions, ExecError, Executor, Feed, Feeds, Progress, StepHow, StepReport,
-};
+use sstep_executor::{Device, DeviceOptions, Executor, Feed, Feeds, Progress, StepHow, StepReport};
 use sstep_planner::{Aim, Budget, Machine, Objective, Plan, Program, StepSpec, Strategy, plan};
 
 use crate::error::Error;
@@ -515,10 +513,6 @@ fn prepare(net: Net, options: &SessionOptions) -> Result<Prepared, Error> {
         labels,
         inits,
     } = net;
-    if let (Device::Cuda(_), Some(dtype)) = (options.device, options.precision.narrow()) {
-        // Before minutes of planning; the executor would say the same.
-        return Err(ExecError::Storage { dtype }.into());
-    }
     let name = |id| tape.node(id).name.clone();
     let (loss_name, logits_name) = (name(loss), name(logits));
     let mut tape = options.precision.apply(tape)?;

@@ -12,14 +12,17 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
+use common::narrow::{judge, of_spec};
+use common::nets::NetSpec;
 use common::{AMPLE, HOW, Net, Tensors, differences, leaves, oracle, ready_on};
 use cuda::{
     OUT_OF_BOUNDS, alone, counted, driver, drop_wait, execute, image, on_cuda, plan_beyond,
     plan_of, wait_of,
 };
 use sstep::{CalibrateOptions, Family, Machine, calibrate_backend, calibration_bytes};
+use sstep_autodiff::DType;
 use sstep_executor::cuda::{Cuda, Image, devices};
-use sstep_planner::{Budget, Plan, Strategy};
+use sstep_planner::{Plan, Strategy};
 
 /// Whether this process is the one for a test.
 fn is_alone() -> bool {
@@ -88,36 +91,6 @@ fn a_stream_that_waits_for_nothing_is_found() {
     }
 }
 
-/// Maps that go to the host, tile by tile, and come back.
-fn ahead(rows: usize) -> (Net, Plan) {
-    let text = format!(
-        "x = input [1, 2, {rows}, 32]
-         w1 = param [6, 2, 3, 3]
-         g1 = param [6]
-         b1 = param [6]
-         w2 = param [6, 6, 3, 3]
-         g2 = param [6]
-         b2 = param [6]
-         c1 = conv(x, w1) pad=1
-         m1 = moments(c1) groups=2
-         n1 = normalise(c1, m1, g1, b1) groups=2 eps=1e-5
-         r1 = relu(n1)
-         c2 = conv(r1, w2) pad=1
-         m2 = moments(c2) groups=2
-         n2 = normalise(c2, m2, g2, b2) groups=2 eps=1e-5
-         r2 = relu(n2)
-         s = sum_map(r2)"
-    );
-    let net = Net::parse("f64", &text).with_overlap();
-    let budget = Budget {
-        device_bytes: 96 << 10,
-        host_bytes: AMPLE,
-        disk_bytes: 0,
-    };
-    let plan = net.plan(budget, Strategy::OffloadAll).expect("a plan");
-    (net, plan)
-}
-
 /// The same plan with every copy made when it is needed.
 fn in_turn(plan: &Plan) -> Plan {
     let mut plan = plan.clone();
@@ -152,7 +125,7 @@ fn copies_run_beside_kernels() {
         expect("copies_run_beside_kernels", "none", true);
         return;
     }
-    let (net, plan) = ahead(64);
+    let (net, plan) = Net::ahead(64);
     let values = leaves::<f64>(&net.tape, 1);
     let apart = in_turn(&plan);
     // What part of the copies is hidden, where kernels take a second in all and copies
@@ -232,7 +205,7 @@ fn a_device_is_measured_as_it_is() {
     };
     driver();
     let bytes = calibration_bytes(&options);
-    let mut cuda = Cuda::<f32>::from_image(0, bytes, image::<f32>()).unwrap();
+    let mut cuda = Cuda::<f32>::from_image(0, bytes, image::<f32>(false), false).unwrap();
     // SAFETY: functions of the stand-in with these arguments.
     let mut measured = |in_turn: bool| unsafe {
         let start = driver().get::<extern "C" fn(f64, f64, f64)>(b"standin_start_clock");
@@ -273,7 +246,7 @@ fn a_wait_that_is_not_made_is_found() {
         expect("a_wait_that_is_not_made_is_found", "none", true);
         return;
     }
-    let (net, plan) = ahead(24);
+    let (net, plan) = Net::ahead(24);
     let values = leaves::<f64>(&net.tape, 1);
     let want = oracle(&net, &values);
     let step = |dropped: usize, slow: usize| {
@@ -312,7 +285,14 @@ fn failures_are_sentences() {
         Err(sstep_executor::DeviceError::NotBuilt) | Ok(_) => panic!("it was made"),
         Err(e) => e.to_string(),
     };
-    let open = |ordinal, bytes| said(Cuda::<f32>::from_image(ordinal, bytes, image::<f32>()));
+    let open = |ordinal, bytes| {
+        said(Cuda::<f32>::from_image(
+            ordinal,
+            bytes,
+            image::<f32>(false),
+            false,
+        ))
+    };
     let contains = |said: String, part: &str| assert!(said.contains(part), "{said}");
     if is_alone() {
         match std::env::var("SSTEP_FAULT").unwrap().as_str() {
@@ -341,7 +321,7 @@ fn failures_are_sentences() {
         open(0, 1 << 40),
         "could not allocate the arena of 1099511627776 bytes",
     );
-    let nothing = Cuda::<f32>::from_image(0, 1 << 20, Image::from_ptx("nothing"));
+    let nothing = Cuda::<f32>::from_image(0, 1 << 20, Image::from_ptx("nothing"), false);
     contains(said(nothing), "loading kernels failed");
 }
 
@@ -419,6 +399,20 @@ fn kernels_stay_within_their_views() {
             let apart = differences(&got, &oracle(&net, &values));
             assert!(apart.values().all(|&e| e <= 1e-12), "{apart:?}");
         }
+        // Elements of 16 bits, in views half as large.
+        let spec = NetSpec {
+            batch: 2,
+            channels: 3,
+            spatial: vec![9, 12],
+            layers: vec![(0, 20, 9), (4, 1, 1), (5, 35, 92), (0, 3, 1)],
+            head: 0,
+            seed: 3,
+        };
+        let net = of_spec(&spec, DType::Bf16);
+        let values = leaves::<f32>(&net.tape, 3);
+        let plan = plan_of(&net, Strategy::Optimal, 0.2, true).expect("a plan");
+        let got = execute(plan, &values, false);
+        judge(&spec, &net, &values, &got, DType::Bf16);
         return;
     }
     let Some(library) = sanitizer() else {

@@ -26,7 +26,7 @@ const RULE: UpdateRule = UpdateRule::Adam {
 fn on(plan: &Plan, graphs: bool, values: &Tensors<f64>) -> (Executor<f64>, Feeds<f64>) {
     driver();
     let bytes = plan.budget.device_bytes;
-    let mut cuda = Cuda::<f64>::from_image(0, bytes, image::<f64>()).unwrap();
+    let mut cuda = Cuda::<f64>::from_image(0, bytes, image::<f64>(false), false).unwrap();
     if graphs {
         cuda = cuda.with_graphs();
     }

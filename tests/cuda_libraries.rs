@@ -171,7 +171,7 @@ fn missing_libraries_are_said() {
         return;
     }
     driver();
-    let cuda = Cuda::<f32>::from_image(0, 1 << 20, image::<f32>()).unwrap();
+    let cuda = Cuda::<f32>::from_image(0, 1 << 20, image::<f32>(false), false).unwrap();
     let lines: Vec<String> = cuda.missing().iter().map(ToString::to_string).collect();
     // A machine that has them is not one that this can be seen on.
     for (line, name) in lines.iter().zip(["cuDNN", "cuBLASLt"]) {
@@ -181,6 +181,6 @@ fn missing_libraries_are_said() {
         );
     }
     libraries();
-    let cuda = Cuda::<f32>::from_image(0, 1 << 20, image::<f32>()).unwrap();
+    let cuda = Cuda::<f32>::from_image(0, 1 << 20, image::<f32>(false), false).unwrap();
     assert!(cuda.missing().is_empty());
 }

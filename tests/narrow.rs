@@ -6,7 +6,8 @@ mod common;
 
 use std::sync::Arc;
 
-use common::nets::{NetSpec, forward, net_specs, normed};
+use common::narrow::{judge, narrowed, of_spec, scaled, unit};
+use common::nets::{NetSpec, net_specs, normed};
 use common::{
     AMPLE, Net, Tensors, Tiers, cast, config, differences, execute_as_promised, leaves, oracle,
     tiers,
@@ -14,35 +15,8 @@ use common::{
 use proptest::prelude::*;
 use sstep::source::ArraySource;
 use sstep::{Feed, Precision, Session, SessionOptions, nn::ModelSpec, optim};
-use sstep_autodiff::{DType, Tape, narrow};
-use sstep_planner::{Budget, PlanError, Strategy as Planning};
-
-/// Distance of neighbours at 1.
-fn unit(dtype: DType) -> f64 {
-    match dtype {
-        DType::Bf16 => 2f64.powi(-7),
-        DType::F16 => 2f64.powi(-10),
-        DType::F32 | DType::F64 => panic!("{dtype} is not narrow"),
-    }
-}
-
-/// A tape up to its loss, differentiated after its maps were narrowed.
-fn narrowed(tape: &Tape, loss: &str, to: DType) -> Net {
-    scaled(tape, loss, to, 1.0)
-}
-
-/// The same from so many times the loss.
-fn scaled(tape: &Tape, loss: &str, to: DType, scale: f64) -> Net {
-    let tape = narrow(tape, to).expect("a tape of f32");
-    let loss = tape.by_name(loss).expect("nodes keep their names");
-    Net::scaled(tape, loss, scale)
-}
-
-fn of_spec(spec: &NetSpec, to: DType) -> Net {
-    let (tape, loss) = forward(spec, DType::F32, false);
-    let name = tape.node(loss).name.clone();
-    narrowed(&tape, &name, to)
-}
+use sstep_autodiff::{DType, Tape};
+use sstep_planner::{Budget, PlanError, Strategy as Planning, verify};
 
 #[derive(Clone, Debug)]
 struct Setting {
@@ -86,30 +60,12 @@ fn run(net: &Net, values: &Tensors<f32>, setting: &Setting) -> Option<Tensors<f3
     }
 }
 
-/// A plan errs no more than the untiled run does: sums in another order move a value
-/// across a rounding of the storage here and there, which is what the storage itself
-/// does everywhere.
 fn check(spec: &NetSpec, setting: &Setting) {
     let mut net = of_spec(spec, setting.to);
     net.machine.copies_overlap = setting.overlap;
     let values = leaves::<f32>(&net.tape, spec.seed);
-    let Some(got) = run(&net, &values, setting) else {
-        return;
-    };
-    let want = oracle(&net, &values);
-    let apart = differences(&got, &want);
-    if apart.values().all(|e| *e <= 1e-5) {
-        return;
-    }
-    let (tape, loss) = forward(spec, DType::F64, false);
-    let exact = oracle(&Net::new(tape, loss), &cast::<f32, f64>(&values));
-    let untiled = differences(&want, &exact);
-    let worst = untiled.values().fold(0.0f64, |m, e| m.max(*e));
-    for (name, e) in apart {
-        let allowed = (4.0 * untiled[&name])
-            .max(worst)
-            .max(2.0 * unit(setting.to));
-        assert!(e <= allowed, "{name} differs by {e:e} of {allowed:e}");
+    if let Some(got) = run(&net, &values, setting) {
+        judge(spec, &net, &values, &got, setting.to);
     }
 }
 
@@ -226,6 +182,27 @@ fn the_scale_of_the_loss_keeps_small_gradients_in_f16() {
     assert!(plain > 0.1 && scaled <= allowed, "{plain:e} {scaled:e}");
 }
 
+#[test]
+fn the_verifier_asks_for_scratch_to_decode_in() {
+    let tape = Tape::parse(&format!("tape v1 f32\n{}", texts()[1])).expect("a tape");
+    let net = narrowed(&tape, "l", DType::Bf16);
+    let budget = Budget {
+        device_bytes: 8 << 20,
+        ..Budget::default()
+    };
+    let mut plan = net.plan(budget, Planning::Optimal).expect("a plan");
+    let scratch = plan.workspace.expect("kernels decode").0 as usize;
+    plan.buffers[scratch].bytes = 64;
+    let said = verify(&plan).expect_err("too little").to_string();
+    assert!(
+        said.contains(&format!("buffer {scratch} has 64 of")),
+        "{said}"
+    );
+    plan.workspace = None;
+    let said = verify(&plan).expect_err("none").to_string();
+    assert!(said.contains("there is no scratch"), "{said}");
+}
+
 /// What a plan of a built-in network takes, by precision.
 fn planned(precision: Precision, strategy: Planning) -> sstep::Plan {
     let budget = Budget {
@@ -311,20 +288,4 @@ fn training_lowers_the_loss_as_in_single_precision() {
         let apart = (last(&narrow) - last(&wide)).abs();
         assert!(apart < 0.1 * first, "{narrow:?}\n{wide:?}");
     }
-}
-
-#[test]
-fn a_device_that_does_not_store_so_says_so_before_planning() {
-    let options = SessionOptions {
-        precision: Precision::Bf16,
-        device: sstep::Device::Cuda(0),
-        ..SessionOptions::new(Budget::default())
-    };
-    let mut session = Session::<f32>::new(ModelSpec::new("resnet18"), options).expect("a session");
-    let error = session.plan(&[1, 3, 64, 64]).expect_err("no such kernels");
-    let said = error.to_string();
-    assert!(
-        said.contains("bf16") && said.contains("--precision f32"),
-        "{said}"
-    );
 }

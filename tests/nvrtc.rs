@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use sstep_autodiff::DType;
 use sstep_executor::cuda::compile;
-use sstep_kernels::cuda::kernel_names;
+use sstep_kernels::cuda::{Module, kernel_names};
 
 /// Where the wheel's libraries are.
 fn wheel() -> Option<PathBuf> {
@@ -48,9 +48,10 @@ fn every_kernel_compiles_for_every_generation() {
     let _ = std::fs::remove_dir_all(&cache);
     // SAFETY: the only test of this process.
     unsafe { std::env::set_var("SSTEP_CACHE_DIR", &cache) };
-    for dtype in [DType::F32, DType::F64] {
+    for (dtype, narrow) in [(DType::F32, false), (DType::F64, false), (DType::F32, true)] {
+        let module = Module { dtype, narrow };
         for arch in [75, 80, 90, 100] {
-            let ptx = compile(dtype, arch).unwrap().to_ptx();
+            let ptx = compile(module, arch).unwrap().to_ptx();
             assert!(
                 ptx.contains(&format!(".target sm_{arch}")),
                 "{dtype} {arch}"
@@ -65,13 +66,17 @@ fn every_kernel_compiles_for_every_generation() {
         }
     }
     let made = std::fs::read_dir(&cache).unwrap().count();
-    assert_eq!(made, 8, "each is kept once");
+    assert_eq!(made, 12, "each is kept once");
+    let single = Module {
+        dtype: DType::F32,
+        narrow: false,
+    };
     // A device that NVRTC does not know yet takes the latest that it does.
-    let later = compile(DType::F32, 999).unwrap().to_ptx();
+    let later = compile(single, 999).unwrap().to_ptx();
     assert!(later.contains(".target sm_1"));
     // Found again, not compiled again: a file of the cache is taken at its word.
     for file in std::fs::read_dir(&cache).unwrap() {
         std::fs::write(file.unwrap().path(), "kept").unwrap();
     }
-    assert_eq!(compile(DType::F32, 80).unwrap().to_ptx(), "kept");
+    assert_eq!(compile(single, 80).unwrap().to_ptx(), "kept");
 }

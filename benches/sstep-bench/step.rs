@@ -14,7 +14,8 @@ use serde_json::json;
 use sstep::nn::{ModelSpec, Norm};
 use sstep::source::{ComputedSource, Position, TileSource};
 use sstep::{
-    Budget, ByteSize, Device, Feed, Measured, Profile, Session, SessionOptions, Shape, Strategy,
+    Budget, ByteSize, Device, Feed, Measured, Precision, Profile, Session, SessionOptions, Shape,
+    Strategy,
 };
 
 use crate::Outcome;
@@ -40,6 +41,9 @@ pub struct Args {
     /// The network's norm.
     #[arg(long, value_enum, default_value_t = NetNorm::Group)]
     norm: NetNorm,
+    /// What maps are stored as: f32, bf16 or f16.
+    #[arg(long, default_value_t = Precision::F32)]
+    precision: Precision,
     /// cpu, or cuda:N in a build with CUDA.
     #[arg(long, default_value_t = Device::Cpu)]
     device: Device,
@@ -238,6 +242,7 @@ fn session(
     };
     let mut options = SessionOptions {
         strategy,
+        precision: args.precision,
         device: args.device,
         ..SessionOptions::new(budget)
     };

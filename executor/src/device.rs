@@ -74,6 +74,9 @@ pub struct DeviceOptions {
     /// Whether kernels that steps repeat may be replayed as CUDA graphs, where the device
     /// would wait for the host otherwise. Not by default: no device has run them yet.
     pub graphs: bool,
+    /// Whether kernels take tensors that are stored in 16 bits. An executor asks for it
+    /// where its plan has any.
+    pub narrow: bool,
 }
 
 /// A CUDA device that there is.
@@ -258,7 +261,7 @@ fn cuda<T: Real>(
     options: &DeviceOptions,
     bytes: u64,
 ) -> Result<Box<dyn Backend<T> + Send>, ExecError> {
-    let opened = crate::cuda::Cuda::<T>::new(ordinal, bytes)?;
+    let opened = crate::cuda::Cuda::<T>::new(ordinal, bytes, options.narrow)?;
     Ok(Box::new(if options.graphs {
         opened.with_graphs()
     } else {

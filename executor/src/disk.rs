@@ -218,15 +218,14 @@ impl DiskMap {
     /// A dense buffer for all channels of a region.
     #[cfg(any(feature = "cuda", test))]
     pub(crate) fn staged(&self, region: &Region) -> Layout {
-        let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
-        Layout::window(&self.layout.ty(), &capacity, region)
+        Layout::dense(&self.layout.ty(), region)
     }
 
     /// A region in pieces of [`PIECE_BYTES`] at most, cut along its first axes so
     /// that rows stay long.
     #[cfg(any(feature = "cuda", test))]
-    pub(crate) fn pieces<T: Element>(&self, region: &Region) -> Vec<Region> {
-        let point_bytes = self.layout.dims[1] * size_of::<T>();
+    pub(crate) fn pieces(&self, region: &Region) -> Vec<Region> {
+        let point_bytes = self.layout.dims[1] * self.layout.dtype.bytes();
         let mut pieces = Vec::new();
         let mut left = vec![*region];
         while let Some(piece) = left.pop() {
@@ -308,7 +307,7 @@ mod tests {
         // The two halves meet inside.
         for (lo, hi) in [(0, 410), (410, 700)] {
             let half = Region::new(&[Span::full(2), Span::new(lo, hi), Span::full(900)]);
-            let pieces = map.pieces::<f32>(&half);
+            let pieces = map.pieces(&half);
             assert!(pieces.len() > 1);
             for piece in &pieces {
                 assert!(map.staged(piece).len * 4 <= PIECE_BYTES);
@@ -318,7 +317,7 @@ mod tests {
         assert_eq!(map.read_all::<f32>().expect("read"), whole);
         let part = Region::new(&[Span::new(1, 2), Span::new(3, 690), Span::new(7, 800)]);
         let mut seen = 0;
-        for piece in map.pieces::<f32>(&part) {
+        for piece in map.pieces(&part) {
             let layout = map.staged(&piece);
             let mut data = vec![0.0; layout.len];
             map.read_dense(&piece, &mut data).expect("read");

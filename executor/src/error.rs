@@ -76,9 +76,7 @@ pub enum ExecError {
         asked: DType,
     },
     /// The device cannot store tensors so.
-    #[error(
-        "this device does not store tensors as {dtype} yet: use --precision f32, or --device cpu"
-    )]
+    #[error("this device does not store tensors as {dtype}: use --precision f32, or --device cpu")]
     Storage {
         /// The type.
         dtype: DType,

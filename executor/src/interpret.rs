@@ -456,8 +456,7 @@ impl<'a, T: Real> Interpreter<'a, T> {
     /// A region of a map on its way from or to the host: nothing else is there.
     fn staged(&mut self, b: BufferIx, node: NodeIx, region: &Region) -> Place {
         let ty = self.plan.program.node(node).ty;
-        let extents: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
-        self.place(b, Layout::window(&ty, &extents, region))
+        self.place(b, Layout::dense(&ty, region))
     }
 
     fn offload(

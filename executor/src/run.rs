@@ -70,7 +70,11 @@ impl<T: Real> Executor<T> {
     /// As [`Executor::new`], and [`ExecError::Device`] if the device cannot be had.
     pub fn on(plan: Plan, device: &Device, options: &DeviceOptions) -> Result<Self, ExecError> {
         let bytes = plan.budget.device_bytes;
-        let backend = crate::device::open(device, options, bytes)?;
+        let options = DeviceOptions {
+            narrow: plan.program.narrow().is_some(),
+            ..*options
+        };
+        let backend = crate::device::open(device, &options, bytes)?;
         Self::with_backend(plan, backend)
     }
 

@@ -1,6 +1,9 @@
 // What every kernel shares: views, positions, sums over a block.
 //
 // One module holds all kernels for one element type, REAL: `float` or `double`.
+// With NARROW, maps and the weights that meet them may also be stored in 16 bits: a
+// view says how, an element is widened where it is read and rounded where it is
+// written, and kernels do not know. Flat tensors other than those weights are REAL.
 // A kernel takes one parameter block, `Args`, whose layout `src/cuda/args.rs`
 // repeats. Positions are absolute coordinates of the whole tensor, as on the
 // CPU, and all index arithmetic is in 64 bits. Sums run in double precision and
@@ -19,7 +22,8 @@ typedef REAL real;
 
 // A box of a tensor, lifted to [N, C, D, H, W].
 struct View {
-    real *base;
+    void *address; // of the first element
+    i64 stored;    // how elements are stored: a code of `src/cuda/args.rs`
     i64 dims[5];   // extents of the whole tensor
     i64 lo[4];     // first position present along N, D, H, W
     i64 hi[4];     // first position beyond
@@ -60,15 +64,86 @@ struct Pos {
     i64 n, c, d, h, w;
 };
 
-__device__ inline real *at(const View &v, i64 n, i64 c, i64 d, i64 h, i64 w) {
+// A flat tensor of REAL, or a map that is never stored otherwise.
+__device__ inline real *flat(const View &v) { return (real *)v.address; }
+
+#ifndef NARROW
+typedef real *Elements;
+__device__ inline Elements elements(const View &v) { return flat(v); }
+#else
+typedef unsigned short bits16;
+
+#ifndef SSTEP_HOST
+__device__ inline bits16 half_of(float x) {
+    bits16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+__device__ inline float of_half(bits16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+#endif
+
+// To nearest, ties to even, as `src/cpu/stored.rs` does.
+__device__ inline bits16 brain_of(float x) {
+    unsigned bits = __float_as_uint(x);
+    if (!(x == x)) return (bits16)(bits >> 16 | 0x40);
+    return (bits16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+__device__ inline float of_brain(bits16 x) { return __uint_as_float((unsigned)x << 16); }
+
+// One element, wherever and however it is stored.
+struct Element {
+    void *place;
+    i64 stored;
+
+    __device__ operator real() const {
+        if (stored == 0) return *(real *)place;
+        bits16 bits = *(bits16 *)place;
+        return stored == 1 ? of_brain(bits) : of_half(bits);
+    }
+    __device__ Element &operator=(real x) {
+        if (stored == 0) *(real *)place = x;
+        else *(bits16 *)place = stored == 1 ? brain_of(x) : half_of(x);
+        return *this;
+    }
+    __device__ Element &operator=(const Element &x) { return *this = (real)x; }
+    __device__ Element &operator/=(real x) { return *this = (real)*this / x; }
+};
+
+// Elements one after another.
+struct Elements {
+    char *first;
+    i64 stored;
+
+    __device__ i64 size() const { return stored == 0 ? sizeof(real) : sizeof(bits16); }
+    __device__ Element operator*() const { return Element{first, stored}; }
+    __device__ Elements operator+(i64 n) const { return Elements{first + n * size(), stored}; }
+    __device__ Elements &operator++() {
+        first += size();
+        return *this;
+    }
+};
+
+__device__ inline Elements elements(const View &v) { return Elements{(char *)v.address, v.stored}; }
+#endif
+
+// Which element of a view is at a position.
+__device__ inline i64 index(const View &v, i64 n, i64 c, i64 d, i64 h, i64 w) {
     CHECK(n >= v.lo[0] && n < v.hi[0] && c >= 0 && c < v.dims[1]);
     CHECK(d >= v.lo[1] && d < v.hi[1] && h >= v.lo[2] && h < v.hi[2]);
     CHECK(w >= v.lo[3] && w < v.hi[3]);
-    return v.base + (n - v.lo[0]) * v.stride[0] + c * v.stride[1] + (d - v.lo[1]) * v.stride[2] +
+    return (n - v.lo[0]) * v.stride[0] + c * v.stride[1] + (d - v.lo[1]) * v.stride[2] +
            (h - v.lo[2]) * v.stride[3] + (w - v.lo[3]);
 }
 
-__device__ inline real *at(const View &v, const Pos &p) { return at(v, p.n, p.c, p.d, p.h, p.w); }
+__device__ inline Elements at(const View &v, i64 n, i64 c, i64 d, i64 h, i64 w) {
+    return elements(v) + index(v, n, c, d, h, w);
+}
+
+__device__ inline Elements at(const View &v, const Pos &p) { return at(v, p.n, p.c, p.d, p.h, p.w); }
 
 __device__ inline i64 thread_index() { return (i64)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline i64 thread_count() { return (i64)gridDim.x * blockDim.x; }

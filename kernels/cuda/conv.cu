@@ -7,7 +7,7 @@ KERNEL conv(ARGS) {
     i64 in_group = x.dims[1] / a.groups, out_group = a.channels / a.groups;
     EACH_ELEMENT(p) {
         real sum = 0;
-        const real *w = a.in[1].base + p.c * in_group * a.kernel[0] * a.kernel[1] * a.kernel[2];
+        Elements w = elements(a.in[1]) + p.c * in_group * a.kernel[0] * a.kernel[1] * a.kernel[2];
         for (i64 c = 0; c < in_group; ++c)
             for (i64 td = 0; td < a.kernel[0]; ++td) {
                 i64 d = p.d * a.stride[0] + td * a.dilation[0] - a.pad[0];
@@ -22,7 +22,7 @@ KERNEL conv(ARGS) {
                     }
                 }
             }
-        *at(a.out, p) = a.flag ? sum + a.in[2].base[p.c] : sum;
+        *at(a.out, p) = a.flag ? sum + flat(a.in[2])[p.c] : sum;
     }
 }
 
@@ -42,7 +42,7 @@ KERNEL conv_transpose(ARGS) {
         real sum = 0;
         i64 group = p.c / out_group, c = p.c % out_group;
         for (i64 k = group * in_group; k < (group + 1) * in_group; ++k) {
-            const real *w = a.in[1].base + (k * out_group + c) * taps;
+            Elements w = elements(a.in[1]) + (k * out_group + c) * taps;
             for (i64 td = 0; td < a.kernel[0]; ++td)
                 for (i64 th = 0; th < a.kernel[1]; ++th)
                     for (i64 tw = 0; tw < a.kernel[2]; ++tw, ++w) {
@@ -53,7 +53,7 @@ KERNEL conv_transpose(ARGS) {
                             sum = fused(*at(x, p.n, k, d, h, col), *w, sum);
                     }
         }
-        *at(a.out, p) = a.flag ? sum + a.in[2].base[p.c] : sum;
+        *at(a.out, p) = a.flag ? sum + flat(a.in[2])[p.c] : sum;
     }
 }
 
@@ -80,7 +80,7 @@ KERNEL conv_weight_grad(ARGS) {
         sum = block_sum(sum);
         if (threadIdx.x == 0) {
             if (a.state) a.state[e] += sum;
-            else a.out.base[e] += (real)sum;
+            else flat(a.out)[e] += (real)sum;
         }
     }
 }

@@ -12,7 +12,7 @@ __device__ inline void add_loss(const Args &a, double mine) {
     double sum = block_sum(mine);
     if (threadIdx.x == 0) {
         if (a.state) a.state[0] += sum;
-        else a.out.base[0] = (real)(sum / a.num[0]);
+        else flat(a.out)[0] = (real)(sum / a.num[0]);
     }
 }
 
@@ -33,7 +33,7 @@ KERNEL cross_entropy(ARGS) {
 
 // in: logits, labels, ḡ; num[0]: count.
 KERNEL cross_entropy_grad(ARGS) {
-    real share = (real)((double)a.in[2].base[0] / a.num[0]);
+    real share = (real)((double)flat(a.in[2])[0] / a.num[0]);
     EACH_POINT(p) {
         real label = *at(a.in[1], p), most = (real)-infinity(), total = 0;
         for (p.c = 0; p.c < a.channels; ++p.c) most = larger(most, *at(a.in[0], p));
@@ -62,7 +62,7 @@ KERNEL bce(ARGS) {
 }
 
 KERNEL bce_grad(ARGS) {
-    real share = (real)((double)a.in[2].base[0] / a.num[0]);
+    real share = (real)((double)flat(a.in[2])[0] / a.num[0]);
     EACH_ELEMENT(p) *at(a.out, p) = (sigmoid(*at(a.in[0], p)) - *at(a.in[1], p)) * share;
 }
 
@@ -77,7 +77,7 @@ KERNEL mse(ARGS) {
 }
 
 KERNEL mse_grad(ARGS) {
-    real share = (real)((double)a.in[2].base[0] / a.num[0]);
+    real share = (real)((double)flat(a.in[2])[0] / a.num[0]);
     EACH_ELEMENT(p) {
         real off = *at(a.in[0], p) - *at(a.in[1], p);
         *at(a.out, p) = (off + off) * share;
@@ -100,7 +100,7 @@ KERNEL dice_sums(ARGS) {
             i64 e = 3 * (n * a.channels + c) + k;
             if (threadIdx.x == 0) {
                 if (a.state) a.state[e] += sum;
-                else a.out.base[e] = (real)sum;
+                else flat(a.out)[e] = (real)sum;
             }
         }
     }
@@ -109,7 +109,7 @@ KERNEL dice_sums(ARGS) {
 // in: t, gradient of the sums.
 KERNEL dice_sums_grad(ARGS) {
     EACH_ELEMENT(p) {
-        const real *g = a.in[1].base + 3 * (p.n * a.channels + p.c);
+        const real *g = flat(a.in[1]) + 3 * (p.n * a.channels + p.c);
         *at(a.out, p) = *at(a.in[0], p) * g[0] + g[1];
     }
 }
@@ -119,21 +119,21 @@ KERNEL dice_loss(ARGS) {
     if (thread_index() > 0) return;
     double total = 0;
     for (i64 i = 0; i < a.count; ++i) {
-        const real *s = a.in[0].base + 3 * i;
+        const real *s = flat(a.in[0]) + 3 * i;
         total += (2.0 * (double)s[0] + a.num[0]) / ((double)s[1] + (double)s[2] + a.num[0]);
     }
-    a.out.base[0] = (real)(1.0 - total / (double)a.count);
+    flat(a.out)[0] = (real)(1.0 - total / (double)a.count);
 }
 
 KERNEL dice_loss_grad(ARGS) {
-    double share = (double)a.in[1].base[0] / (double)a.count;
+    double share = (double)flat(a.in[1])[0] / (double)a.count;
     EACH_INDEX(i) {
-        const real *s = a.in[0].base + 3 * i;
+        const real *s = flat(a.in[0]) + 3 * i;
         double above = 2.0 * (double)s[0] + a.num[0],
                below = (double)s[1] + (double)s[2] + a.num[0];
         real of_sums = (real)(share * above / (below * below));
-        a.out.base[3 * i] = (real)(-2.0 * share / below);
-        a.out.base[3 * i + 1] = of_sums;
-        a.out.base[3 * i + 2] = of_sums;
+        flat(a.out)[3 * i] = (real)(-2.0 * share / below);
+        flat(a.out)[3 * i + 1] = of_sums;
+        flat(a.out)[3 * i + 2] = of_sums;
     }
 }

@@ -52,23 +52,23 @@ KERNEL moments(ARGS) {
                 s[1] = all.mean;
                 s[2] = all.squares;
             } else {
-                a.out.base[2 * e] = (real)parts[0].mean;
-                a.out.base[2 * e + 1] = (real)(parts[0].squares / parts[0].count);
+                flat(a.out)[2 * e] = (real)parts[0].mean;
+                flat(a.out)[2 * e + 1] = (real)(parts[0].squares / parts[0].count);
             }
         }
     }
 }
 
 KERNEL pack_moments(ARGS) {
-    EACH_INDEX(i) a.out.base[i] = a.in[i % 2].base[i / 2];
+    EACH_INDEX(i) flat(a.out)[i] = flat(a.in[i % 2])[i / 2];
 }
 
 // Mean, and one over the standard deviation, from moments [N or 1, G, 2].
 __device__ inline void statistics(const Args &a, const View &m, i64 n, i64 c, double *mean,
                                   double *rstd) {
     i64 groups = m.dims[1], i = (m.dims[0] > 1 ? n : 0) * groups + c / (a.channels / groups);
-    *mean = (double)m.base[2 * i];
-    *rstd = 1.0 / sqrt((double)m.base[2 * i + 1] + a.num[0]);
+    *mean = (double)flat(m)[2 * i];
+    *rstd = 1.0 / sqrt((double)flat(m)[2 * i + 1] + a.num[0]);
 }
 
 // Blocks work on piece `b / slots` of channel and sample `b % slots`.
@@ -91,8 +91,8 @@ KERNEL normalise(ARGS) {
         PIECE_OF(b, n, c);
         double mean, rstd;
         statistics(a, a.in[1], n, c, &mean, &rstd);
-        real centre = (real)mean, factor = (real)(rstd * (double)a.in[2].base[c]);
-        real offset = a.in[3].base[c];
+        real centre = (real)mean, factor = (real)(rstd * (double)flat(a.in[2])[c]);
+        real offset = flat(a.in[3])[c];
         EACH_IN_PIECE(b, i) {
             Pos p = in_space(a, i, n, c);
             *at(a.out, p) = (*at(a.in[0], p) - centre) * factor + offset;
@@ -120,8 +120,8 @@ KERNEL norm_sums(ARGS) {
                 a.state[e] += plain;
                 a.state[e + 1] += with_x * rstd;
             } else {
-                a.out.base[e] = (real)plain;
-                a.out.base[e + 1] = (real)(with_x * rstd);
+                flat(a.out)[e] = (real)plain;
+                flat(a.out)[e + 1] = (real)(with_x * rstd);
             }
         }
     }
@@ -133,7 +133,7 @@ KERNEL norm_grad_frozen(ARGS) {
         PIECE_OF(b, n, c);
         double mean, rstd;
         statistics(a, a.in[0], n, c, &mean, &rstd);
-        real factor = (real)(rstd * (double)a.in[2].base[c]);
+        real factor = (real)(rstd * (double)flat(a.in[2])[c]);
         EACH_IN_PIECE(b, i) {
             Pos p = in_space(a, i, n, c);
             *at(a.out, p) = factor * *at(a.in[1], p);
@@ -152,13 +152,13 @@ KERNEL norm_grad(ARGS) {
         i64 n_shared = a.groups ? group_len : dims[0];
         for (i64 i = 0; i < n_shared; ++i) {
             i64 of_n = a.groups ? n : i, of_c = a.groups ? c / group_len * group_len + i : c;
-            double gamma = (double)a.in[3].base[of_c];
-            const real *sums = a.in[4].base + 2 * (of_n * a.channels + of_c);
+            double gamma = (double)flat(a.in[3])[of_c];
+            const real *sums = flat(a.in[4]) + 2 * (of_n * a.channels + of_c);
             s1 += gamma * (double)sums[0];
             s2 += gamma * (double)sums[1];
         }
         double each = rstd / (double)(n_shared * dims[2] * dims[3] * dims[4]);
-        real centre = (real)mean, of_g = (real)(rstd * (double)a.in[3].base[c]);
+        real centre = (real)mean, of_g = (real)(rstd * (double)flat(a.in[3])[c]);
         real constant = (real)(s1 * each), of_x = (real)(s2 * each * rstd);
         EACH_IN_PIECE(b, i) {
             Pos p = in_space(a, i, n, c);
@@ -173,7 +173,7 @@ KERNEL norm_param_grad(ARGS) {
     EACH_INDEX(c) {
         double sum = 0;
         for (i64 n = 0; n < a.in[0].dims[0]; ++n)
-            sum += (double)a.in[0].base[2 * (n * a.count + c) + a.flag];
-        a.out.base[c] = (real)sum;
+            sum += (double)flat(a.in[0])[2 * (n * a.count + c) + a.flag];
+        flat(a.out)[c] = (real)sum;
     }
 }

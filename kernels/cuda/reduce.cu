@@ -32,7 +32,7 @@ KERNEL sum_map(ARGS) {
         sum = block_sum(sum);
         if (threadIdx.x == 0) {
             if (a.state) a.state[n * a.channels + c] += sum;
-            else a.out.base[n * a.channels + c] = (real)sum;
+            else flat(a.out)[n * a.channels + c] = (real)sum;
         }
     }
 }
@@ -92,10 +92,10 @@ KERNEL global_max(ARGS) {
                     i64 coordinate = rest % dims[5 - a.code + s];
                     rest /= dims[5 - a.code + s];
                     if (a.state) a.state[packed(a, n, c, 1 + s)] = (double)coordinate;
-                    else a.out.base[packed(a, n, c, 1 + s)] = (real)coordinate;
+                    else flat(a.out)[packed(a, n, c, 1 + s)] = (real)coordinate;
                 }
                 if (a.state) a.state[packed(a, n, c, 0)] = found.value;
-                else a.out.base[packed(a, n, c, 0)] = (real)found.value;
+                else flat(a.out)[packed(a, n, c, 0)] = (real)found.value;
             }
         }
     }
@@ -107,8 +107,8 @@ KERNEL global_max_grad(ARGS) {
         i64 here[3] = {p.d, p.h, p.w};
         bool is_peak = true;
         for (i64 s = 0; s < a.code; ++s)
-            is_peak &= here[3 - a.code + s] == (i64)a.in[0].base[packed(a, p.n, p.c, 1 + s)];
-        *at(a.out, p) = is_peak ? a.in[1].base[packed(a, p.n, p.c, 0)] : (real)0;
+            is_peak &= here[3 - a.code + s] == (i64)flat(a.in[0])[packed(a, p.n, p.c, 1 + s)];
+        *at(a.out, p) = is_peak ? flat(a.in[1])[packed(a, p.n, p.c, 0)] : (real)0;
     }
 }
 
@@ -158,7 +158,7 @@ KERNEL spatial_lse(ARGS) {
                 a.state[2 * e] = all.most;
                 a.state[2 * e + 1] = all.total;
             } else {
-                a.out.base[e] = (real)log_of(parts[0]);
+                flat(a.out)[e] = (real)log_of(parts[0]);
             }
         }
     }
@@ -178,6 +178,6 @@ KERNEL finish(ARGS) {
             y = i % 2 == 0 ? s[1] : s[2] / s[0];
         }
         }
-        a.out.base[i] = (real)y;
+        flat(a.out)[i] = (real)y;
     }
 }

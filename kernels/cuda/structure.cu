@@ -51,6 +51,36 @@ KERNEL slide(ARGS) {
     }
 }
 
+// Bytes to elements, in place and one block per row: a byte v of channel `offset[0]` is
+// (v / 255 - num[0]) / num[1], of REAL. A row's bytes lie at its end, where element i reaches no
+// byte beyond the i-th, so that what a chunk writes is no byte that a later one reads.
+#define BYTES_PER_THREAD 8
+KERNEL from_bytes(ARGS) {
+    __shared__ real value[256];
+    for (int v = threadIdx.x; v < 256; v += blockDim.x)
+        value[v] = (real)(((double)v / 255.0 - a.num[0]) / a.num[1]);
+    i64 n = a.len[3], rows = points(a) / n;
+    for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+        Pos p = position(a, r * n, 1);
+        real *row = flat(a.out) + index(a.out, p.n, a.offset[0], p.d, p.h, p.w);
+        CHECK(p.w + n <= a.out.hi[3]);
+        const unsigned char *bytes = (const unsigned char *)(row + n) - n;
+        for (i64 first = 0; first < n; first += BYTES_PER_THREAD * blockDim.x) {
+            unsigned char v[BYTES_PER_THREAD];
+            for (int k = 0; k < BYTES_PER_THREAD; ++k) {
+                i64 i = first + k * blockDim.x + threadIdx.x;
+                v[k] = i < n ? bytes[i] : 0;
+            }
+            __syncthreads();
+            for (int k = 0; k < BYTES_PER_THREAD; ++k) {
+                i64 i = first + k * blockDim.x + threadIdx.x;
+                if (i < n) row[i] = value[v[k]];
+            }
+            __syncthreads();
+        }
+    }
+}
+
 // `count` doubles of a state in pairs: `num[0]` first, `num[1]` second.
 KERNEL fill_state(ARGS) {
     EACH_INDEX(i) a.state[i] = a.num[i % 2];
@@ -58,5 +88,5 @@ KERNEL fill_state(ARGS) {
 
 // Adds `count` elements, all the part of one tile, to a state of doubles.
 KERNEL add_part(ARGS) {
-    EACH_INDEX(i) a.state[i] += (double)a.in[0].base[i];
+    EACH_INDEX(i) a.state[i] += (double)flat(a.in[0])[i];
 }

@@ -10,6 +10,7 @@
 //! order. A recomputed tile therefore repeats its bits, and a mask taken from
 //! it (ReLU, max-pool) is the same in every plan.
 
+mod bytes;
 pub mod cpu;
 pub mod cuda;
 mod math;
@@ -17,6 +18,7 @@ pub mod optim;
 mod real;
 mod view;
 
+pub use bytes::ByteScale;
 pub use cpu::conv::workspace_bytes;
 pub use half::{bf16, f16};
 pub use optim::UpdateRule;

@@ -73,17 +73,24 @@ impl Layout {
     pub fn window(ty: &Ty, capacity: &[usize], present: &Region) -> Self {
         let mut cap = [1; 3];
         cap[4 - capacity.len()..].copy_from_slice(&capacity[1..]);
-        Layout::dense(ty, capacity[0], cap, Box4::lift(present))
+        Layout::strided(ty, capacity[0], cap, Box4::lift(present))
+    }
+
+    /// A dense buffer of a region and nothing beside it.
+    pub fn dense(ty: &Ty, region: &Region) -> Self {
+        let present = Box4::lift(region);
+        let [batch, d, h, w] = present.0.map(|s| s.len());
+        Layout::strided(ty, batch, [d, h, w], present)
     }
 
     /// A whole tensor, dense: a map or a flat tensor of any rank.
     pub fn whole(ty: &Ty) -> Self {
         let [batch, _, d, h, w] = lift_shape(&ty.shape);
         let present = [batch, d, h, w].map(Span::full);
-        Layout::dense(ty, batch, [d, h, w], Box4(present))
+        Layout::strided(ty, batch, [d, h, w], Box4(present))
     }
 
-    fn dense(ty: &Ty, batch: usize, capacity: [usize; 3], present: Box4) -> Self {
+    fn strided(ty: &Ty, batch: usize, capacity: [usize; 3], present: Box4) -> Self {
         let dims = lift_shape(&ty.shape);
         let h = capacity[2];
         let d = h * capacity[1];
@@ -179,11 +186,11 @@ pub struct In<'a, T> {
 }
 
 // SAFETY: an `In` is a shared borrow of plain numbers.
-unsafe impl<T: Element> Send for In<'_, T> {}
+unsafe impl<T: Copy + Sync> Send for In<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Element> Sync for In<'_, T> {}
+unsafe impl<T: Copy + Sync> Sync for In<'_, T> {}
 
-impl<'a, T: Element> In<'a, T> {
+impl<'a, T: Copy> In<'a, T> {
     /// A view of `data`, which holds at least `layout.len` elements.
     ///
     /// # Panics
@@ -261,11 +268,11 @@ pub struct Out<'a, T> {
 
 // SAFETY: rows are handed out through `row_mut`, whose contract forbids two
 // threads to hold the same row.
-unsafe impl<T: Element> Send for Out<'_, T> {}
+unsafe impl<T: Copy + Send> Send for Out<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Element> Sync for Out<'_, T> {}
+unsafe impl<T: Copy + Send> Sync for Out<'_, T> {}
 
-impl<'a, T: Element> Out<'a, T> {
+impl<'a, T: Copy> Out<'a, T> {
     /// A view of `data`, which holds at least `layout.len` elements.
     ///
     /// # Panics
@@ -551,6 +558,18 @@ mod tests {
     #[should_panic(expected = "holds its extents")]
     fn a_buffer_that_is_too_short_is_refused() {
         In::new(window(), &[0.0; 23]);
+    }
+
+    #[test]
+    fn a_dense_buffer_holds_its_region_alone() {
+        let ty = ty(Form::Map, &[2, 3, 5, 6]);
+        let region = Region::new(&[Span::new(1, 2), Span::new(2, 4), Span::new(1, 4)]);
+        let layout = Layout::dense(&ty, &region);
+        assert_eq!(layout.len, 3 * 2 * 3);
+        assert_eq!(layout.strides, [18, 6, 6, 3]);
+        let data: Vec<u8> = (0..18).collect();
+        let view = In::new(layout, &data);
+        assert_eq!(view.row(1, 2, 0, 3, 1..4), [15, 16, 17]);
     }
 
     #[test]

@@ -166,6 +166,7 @@ impl DeviceArgs {
     pub fn options(self) -> DeviceOptions {
         DeviceOptions {
             graphs: self.graphs,
+            ..DeviceOptions::default()
         }
     }
 

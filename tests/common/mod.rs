@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 pub mod events;
+pub mod narrow;
 pub mod nets;
 
 use std::collections::BTreeMap;
@@ -142,6 +143,37 @@ impl Net {
         self
     }
 
+    /// A net of several stages that, in its plan, fetch maps of `rows` rows from the host
+    /// tile by tile, ahead, and store them.
+    pub fn ahead(rows: usize) -> (Net, Plan) {
+        let text = format!(
+            "x = input [1, 2, {rows}, 32]
+             w1 = param [6, 2, 3, 3]
+             g1 = param [6]
+             b1 = param [6]
+             w2 = param [6, 6, 3, 3]
+             g2 = param [6]
+             b2 = param [6]
+             c1 = conv(x, w1) pad=1
+             m1 = moments(c1) groups=2
+             n1 = normalise(c1, m1, g1, b1) groups=2 eps=1e-5
+             r1 = relu(n1)
+             c2 = conv(r1, w2) pad=1
+             m2 = moments(c2) groups=2
+             n2 = normalise(c2, m2, g2, b2) groups=2 eps=1e-5
+             r2 = relu(n2)
+             s = sum_map(r2)"
+        );
+        let net = Net::parse("f64", &text).with_overlap();
+        let budget = Budget {
+            device_bytes: 96 << 10,
+            host_bytes: AMPLE,
+            disk_bytes: 0,
+        };
+        let plan = net.plan(budget, Strategy::OffloadAll).expect("a plan");
+        (net, plan)
+    }
+
     pub fn plan(&self, budget: Budget, strategy: Strategy) -> Result<Plan, PlanError> {
         plan(&self.tape, &self.spec, &self.machine, budget, strategy)
     }
@@ -168,6 +200,25 @@ impl Net {
             Err(PlanError::Infeasible { smallest_bytes, .. }) => Some(smallest_bytes),
             Err(PlanError::HostTooSmall { .. }) if beyond.host_bytes < AMPLE => None,
             other => panic!("{strategy}: a cap of one byte gave {other:?}"),
+        }
+    }
+
+    /// A plan under a device cap between the least (`squeeze` 0) and all that can be used
+    /// (1), with these caps of host and disk; `None` where the strategy has none.
+    pub fn plan_beyond(&self, beyond: Budget, strategy: Strategy, squeeze: f64) -> Option<Plan> {
+        let least = self.least_in(beyond, strategy)?;
+        let room = self.all_bytes().saturating_sub(least);
+        let device_bytes = least + (room as f64 * squeeze) as u64;
+        match self.plan(
+            Budget {
+                device_bytes,
+                ..beyond
+            },
+            strategy,
+        ) {
+            Ok(plan) => Some(plan),
+            Err(PlanError::HostTooSmall { .. }) if beyond.host_bytes < AMPLE => None,
+            Err(e) => panic!("{strategy} at {device_bytes}: {e}"),
         }
     }
 

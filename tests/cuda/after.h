@@ -128,15 +128,16 @@ struct OnlyViews {
     uint64_t base = 0;
     size_t bytes = 0;
     static void open(const View &v) {
-        if (!v.base) return;
+        if (!v.address) return;
         i64 last = (v.hi[0] - v.lo[0] - 1) * v.stride[0] + (v.dims[1] - 1) * v.stride[1] +
                    (v.hi[1] - v.lo[1] - 1) * v.stride[2] + (v.hi[2] - v.lo[2] - 1) * v.stride[3] +
                    v.hi[3] - v.lo[3] - 1;
-        if (last >= 0) ASAN_UNPOISON_MEMORY_REGION(v.base, (size_t)(last + 1) * sizeof(real));
+        size_t size = v.stored == 0 ? sizeof(real) : 2;
+        if (last >= 0) ASAN_UNPOISON_MEMORY_REGION(v.address, (size_t)(last + 1) * size);
     }
     explicit OnlyViews(const Args &a) {
-        const View &any = a.out.base ? a.out : a.in[0];
-        if (a.state || !standin_allocation || !standin_allocation((uint64_t)any.base, &base, &bytes)) return;
+        const View &any = a.out.address ? a.out : a.in[0];
+        if (a.state || !standin_allocation || !standin_allocation((uint64_t)any.address, &base, &bytes)) return;
         ASAN_POISON_MEMORY_REGION((void *)base, bytes);
         open(a.out);
         for (const View &v : a.in) open(v);

@@ -65,6 +65,9 @@ static bool is_live(uint64_t at, size_t bytes) { return is_within(live, at, byte
 extern "C" {
 size_t standin_live_bytes() { return live_bytes; }
 size_t standin_peak_bytes() { return peak_bytes; }
+static size_t bytes_to_device;
+// By copies of regions.
+size_t standin_bytes_to_device() { return bytes_to_device; }
 size_t standin_pinned() { return pinned.size(); }
 // The allocation that holds an address.
 bool standin_allocation(uint64_t at, uint64_t *base, size_t *bytes) {
@@ -329,6 +332,7 @@ Result cuMemcpy3DAsync_v2(const Copy3d *c, void *stream) {
             char *to = dst + (z * c->dst_height + y) * c->dst_pitch;
             size_t width = c->width;
             if (!is_live((uint64_t)(to_device ? to : from), width)) return INVALID;
+            bytes_to_device += to_device ? width : 0;
             if (to_device && !is_within(pinned, (uint64_t)from, width)) {
                 std::string taken(from, width);
                 give(stream, [=] { memcpy(to, taken.data(), width); }, TO_DEVICE, width);

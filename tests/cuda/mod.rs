@@ -14,7 +14,8 @@ use sstep_autodiff::DType;
 use sstep_executor::Executor;
 use sstep_executor::cuda::{Cuda, Image};
 use sstep_kernels::Real;
-use sstep_planner::{Budget, Plan, PlanError, Strategy as Planning};
+use sstep_kernels::cuda::{Module, source};
+use sstep_planner::{Budget, Plan, Strategy as Planning};
 
 use crate::common::{AMPLE, HOW, Net, Tensors, ready_on};
 
@@ -84,6 +85,11 @@ pub fn counted(of: &Library, name: &str) -> usize {
     unsafe { of.get::<extern "C" fn() -> usize>(name.as_bytes()).unwrap()() }
 }
 
+/// Bytes that were copied to the device region by region, so far.
+pub fn bytes_to_device() -> u64 {
+    counted(driver(), "standin_bytes_to_device") as u64
+}
+
 /// From now on stream `slow` does nothing while another can go on, and the wait of this
 /// number, from 1, is not made; 0 for none, 3 for no stream. Streams are numbered as the
 /// backend makes them: kernels, copies to the device, copies to the host.
@@ -119,15 +125,22 @@ pub fn alone(name: &str, set: &[(&str, &str)]) -> (bool, String) {
     (done.status.success(), said)
 }
 
-/// The kernels for `T` as a library for the CPU, named by an image.
-pub fn image<T: Real>() -> Image {
-    static IMAGES: [OnceLock<PathBuf>; 2] = [const { OnceLock::new() }; 2];
-    let (which, name) = match T::DTYPE {
-        DType::F32 => (0, "f32"),
-        DType::F64 => (1, "f64"),
+/// The kernels for `T`, perhaps stored in 16 bits, as a library for the CPU, named by an
+/// image.
+pub fn image<T: Real>(narrow: bool) -> Image {
+    static IMAGES: [OnceLock<PathBuf>; 3] = [const { OnceLock::new() }; 3];
+    let (which, name) = match (T::DTYPE, narrow) {
+        (DType::F32, false) => (0, "f32"),
+        (DType::F64, false) => (1, "f64"),
+        (DType::F32, true) => (2, "f32-narrow"),
+        (dtype, _) => panic!("{dtype} is not computed with, or not stored in 16 bits"),
+    };
+    let module = Module {
+        dtype: T::DTYPE,
+        narrow,
     };
     let made = IMAGES[which].get_or_init(|| {
-        let kernels = with_fault(sstep_kernels::cuda::source(T::DTYPE));
+        let kernels = with_fault(source(module));
         let (before, after) = (include_str!("before.h"), include_str!("after.h"));
         let made = library(name, &format!("{before}\n{kernels}\n{after}"), None);
         // SAFETY: a function without arguments of a library whose start does nothing.
@@ -145,8 +158,16 @@ pub fn image<T: Real>() -> Image {
 /// The fault of a kernel that reads one element too many.
 pub const OUT_OF_BOUNDS: &str = "a read beyond a weight";
 
+/// The fault of a kernel that overwrites bytes before it has read all of them.
+pub const BYTES_OUT_OF_ORDER: &str = "the barrier between bytes and elements";
+
 /// Faults to put into the kernels: what is replaced, and by what.
-pub const FAULTS: [(&str, &str, &str); 5] = [
+pub const FAULTS: [(&str, &str, &str); 6] = [
+    (
+        BYTES_OUT_OF_ORDER,
+        "v[k] = i < n ? bytes[i] : 0;\n            }\n            __syncthreads();",
+        "v[k] = i < n ? bytes[i] : 0;\n            }",
+    ),
     (
         "a barrier of a sum",
         "sums[threadIdx.x + half];\n        __syncthreads();",
@@ -193,7 +214,9 @@ pub fn on_cuda<T: Real>(plan: Plan, with_libraries: bool) -> Executor<T> {
         libraries();
     }
     let bytes = plan.budget.device_bytes;
-    let mut cuda = Cuda::<T>::from_image(0, bytes, image::<T>()).expect("the stand-in");
+    let narrow = plan.program.narrow().is_some();
+    let mut cuda =
+        Cuda::<T>::from_image(0, bytes, image::<T>(narrow), narrow).expect("the stand-in");
     if !with_libraries {
         cuda = cuda.without_libraries();
     }
@@ -213,8 +236,7 @@ pub fn execute<T: Real>(plan: Plan, leaves: &Tensors<T>, with_libraries: bool) -
     report.outputs
 }
 
-/// A net's plan under a cap between the least and all that can be used; `None`
-/// where the strategy has none.
+/// A net's plan with ample host memory or none; see [`Net::plan_beyond`].
 pub fn plan_of(net: &Net, strategy: Planning, squeeze: f64, host: bool) -> Option<Plan> {
     let host_bytes = if host { AMPLE } else { 0 };
     plan_beyond(net, strategy, squeeze, [host_bytes, 0])
@@ -228,17 +250,5 @@ pub fn plan_beyond(net: &Net, strategy: Planning, squeeze: f64, beyond: [u64; 2]
         host_bytes,
         disk_bytes,
     };
-    let least = net.least_in(beyond, strategy)?;
-    let device_bytes = least + (net.all_bytes().saturating_sub(least) as f64 * squeeze) as u64;
-    match net.plan(
-        Budget {
-            device_bytes,
-            ..beyond
-        },
-        strategy,
-    ) {
-        Ok(plan) => Some(plan),
-        Err(PlanError::HostTooSmall { .. }) if host_bytes < AMPLE => None,
-        Err(e) => panic!("{strategy} at {device_bytes}: {e}"),
-    }
+    net.plan_beyond(beyond, strategy, squeeze)
 }

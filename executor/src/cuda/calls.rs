@@ -1,10 +1,8 @@
 //! What the interpreter asks for, as calls on streams.
 
-use std::sync::Arc;
-
-use sstep_autodiff::{Op, ReductionState, Region, Ty};
+use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
 use sstep_kernels::cuda::{self as kernels, Placed, Step};
-use sstep_kernels::{AnyIn, AnyOut, Box4, In, Layout, Out, Real, UpdateRule};
+use sstep_kernels::{AnyIn, AnyOut, Box4, Element, Real, UpdateRule, with_element};
 
 use crate::backend::{Backend, HostMemory, Launch, Partial, Place};
 use crate::disk::{DiskMap, PIECE_BYTES};
@@ -16,10 +14,13 @@ use super::pinned::Pinned;
 use super::queue::Queue;
 use super::schedule::{Bytes, Lane};
 use super::spill::Piece;
-use super::staging::Staging;
 use super::{Cuda, copies, driver};
 
 impl<T: Real> Backend<T> for Cuda<T> {
+    fn stores(&self, dtype: DType) -> bool {
+        dtype == T::DTYPE || (self.narrow && dtype.wide() == T::DTYPE)
+    }
+
     fn compute(&mut self, launch: &Launch<'_>, out: &Place) -> Result<(), ExecError> {
         let number = self.order_launch(launch, self.bytes(out))?;
         let out = self.placed(out);
@@ -97,14 +98,9 @@ impl<T: Real> Backend<T> for Cuda<T> {
     }
 
     fn upload(&mut self, host: &AnyIn<'_>, region: &Region, dst: &Place) -> Result<(), ExecError> {
-        let host = &host.typed::<T>();
-        let from = host.addresses();
-        let to = self.bytes(dst);
-        self.order_copy(Lane::ToDevice, &[from], &[to])?;
-        let region = Box4::lift(region);
-        let dst = self.placed(dst);
-        copies::upload(self.stream(Lane::ToDevice), host, &region, &dst)?;
-        Ok(())
+        with_element!(host.layout().dtype, E => {
+            self.copy_to_device(&host.typed::<E>(), region, dst)
+        })
     }
 
     fn download(
@@ -113,21 +109,21 @@ impl<T: Real> Backend<T> for Cuda<T> {
         region: &Region,
         host: AnyOut<'_>,
     ) -> Result<(), ExecError> {
-        let host = &host.typed::<T>();
-        let from = self.bytes(src);
-        let to = host.addresses();
-        self.order_copy(Lane::ToHost, &[from], &[to])?;
-        let region = Box4::lift(region);
-        let placed = self.placed(src);
-        copies::download(self.stream(Lane::ToHost), &placed, &region, host)?;
+        with_element!(host.layout().dtype, E => {
+            let host = host.typed::<E>();
+            let from = self.bytes(src);
+            self.order_copy(Lane::ToHost, &[from], &[host.addresses()])?;
+            let (region, src) = (Box4::lift(region), self.placed(src));
+            copies::download(self.stream(Lane::ToHost), &src, &region, &host)?;
+        });
         Ok(())
     }
 
     fn spill(&mut self, src: &Place, region: &Region, disk: &DiskMap) -> Result<(), ExecError> {
-        for region in disk.pieces::<T>(region) {
+        for region in disk.pieces(region) {
             let layout = disk.staged(&region);
             // All of one size, so that memory serves every piece.
-            let bytes = (layout.len * size_of::<T>()).max(PIECE_BYTES);
+            let bytes = (layout.len * layout.dtype.bytes()).max(PIECE_BYTES);
             let context = &self.context;
             let make = |bytes| Ok(Box::new(Pinned::<u8>::new(context, bytes)?) as HostMemory);
             let mut memory = self.writer.memory(bytes, make)?;
@@ -150,11 +146,13 @@ impl<T: Real> Backend<T> for Cuda<T> {
     fn unspill(&mut self, disk: &DiskMap, region: &Region, dst: &Place) -> Result<(), ExecError> {
         self.flush()?;
         self.writer.wait_for(disk)?;
-        for region in disk.pieces::<T>(region) {
-            let layout = disk.staged(&region);
-            let read = |to: &mut [T]| disk.read_dense(&region, to);
-            self.upload_by(|this| &mut this.unspilling, layout, &region, dst, read)?;
-        }
+        with_element!(disk.dtype(), E => {
+            for region in disk.pieces(region) {
+                let layout = disk.staged(&region);
+                let read = |to: &mut [E]| disk.read_dense(&region, to);
+                self.upload_by(|this| &mut this.unspilling, layout, &region, dst, read)?;
+            }
+        });
         Ok(())
     }
 
@@ -172,16 +170,12 @@ impl<T: Real> Backend<T> for Cuda<T> {
         region: &Region,
         dst: &Place,
     ) -> Result<(), ExecError> {
-        let ty = dst.layout.ty();
-        let capacity: Vec<usize> = region.spans().iter().map(|s| s.len()).collect();
-        let layout = Layout::window(&ty, &capacity, region);
         // The device computes what it was given while this reads.
         self.flush()?;
-        let read = |to: &mut [T]| {
-            let read = source.read(region, &mut Out::new(layout, to));
-            read.map_err(ExecError::reading(name))
-        };
-        self.upload_by(|this| &mut this.staging, layout, region, dst, read)
+        match source.bytes() {
+            Some(bytes) => self.read_bytes(name, bytes, region, dst),
+            None => self.read_elements(name, source, region, dst),
+        }
     }
 
     fn update(
@@ -221,10 +215,12 @@ impl<T: Real> Backend<T> for Cuda<T> {
     fn read(&mut self, place: &Place) -> Result<Vec<T>, ExecError> {
         self.order_copy(Lane::ToHost, &[self.bytes(place)], &[])?;
         let from = self.placed(place);
-        let mut data = vec![T::ZERO; place.layout.len];
-        copies::read(self.stream(Lane::ToHost), from.address, &mut data)?;
-        self.schedule.drained(Lane::ToHost);
-        Ok(data)
+        Ok(with_element!(place.layout.dtype, E => {
+            let mut data = vec![E::default(); place.layout.len];
+            copies::read(self.stream(Lane::ToHost), from.address, &mut data)?;
+            self.schedule.drained(Lane::ToHost);
+            data.iter().map(|x| T::from_f64(x.value())).collect()
+        }))
     }
 
     fn wait(&mut self) -> Result<(), ExecError> {
@@ -233,25 +229,5 @@ impl<T: Real> Backend<T> for Cuda<T> {
         }
         self.graphs.end_step();
         self.writer.wait()
-    }
-}
-
-impl<T: Real> Cuda<T> {
-    /// Copies to the device what `read` puts into a buffer of `staging`.
-    fn upload_by(
-        &mut self,
-        staging: impl Fn(&mut Self) -> &mut Staging,
-        layout: Layout,
-        region: &Region,
-        dst: &Place,
-        read: impl FnOnce(&mut [T]) -> Result<(), ExecError>,
-    ) -> Result<(), ExecError> {
-        let mut slot = staging(self).take::<T>(layout.len)?;
-        let copied = read(slot.elements())
-            .and_then(|()| self.upload(&In::<T>::new(layout, slot.elements()).into(), region, dst));
-        // Whatever came of it, the buffer serves the next.
-        let stream = Arc::clone(self.stream(Lane::ToDevice));
-        staging(self).give_back(slot, &stream)?;
-        copied
     }
 }

@@ -13,7 +13,7 @@ use std::ptr::null_mut;
 
 use cudarc::driver::{CudaStream, result, sys};
 use sstep_kernels::cuda::Placed;
-use sstep_kernels::{Box4, In, Layout, Out, Real};
+use sstep_kernels::{Box4, Element, In, Layout, Out};
 
 use crate::device::DeviceError;
 
@@ -55,15 +55,15 @@ fn stacks(region: &Box4, channels: usize) -> Vec<Stack> {
     region.n().flat_map(of_sample).collect()
 }
 
-/// Bytes between rows, and rows between planes, of a view.
-fn pitch<T>(layout: &Layout, stack: &Stack) -> (usize, usize) {
+/// Bytes between rows, and rows between planes, of a view of elements of so many bytes.
+fn pitch(layout: &Layout, stack: &Stack, element: usize) -> (usize, usize) {
     let [_, channel, depth, row] = layout.strides;
     let plane = if stack.over_channels { channel } else { depth };
-    (row * size_of::<T>(), plane / row)
+    (row * element, plane / row)
 }
 
 /// Offset in bytes of the first element of a stack.
-fn first<T>(layout: &Layout, stack: &Stack, region: &Box4) -> usize {
+fn first(layout: &Layout, stack: &Stack, region: &Box4, element: usize) -> usize {
     let present = &layout.present.0;
     let [sample, channel, depth, row] = layout.strides;
     let at = (stack.n - present[0].lo) * sample
@@ -71,7 +71,7 @@ fn first<T>(layout: &Layout, stack: &Stack, region: &Box4) -> usize {
         + (stack.d - present[1].lo) * depth
         + (region.s(1).start - present[2].lo) * row
         + (region.s(2).start - present[3].lo);
-    at * size_of::<T>()
+    at * element
 }
 
 /// A copy of nothing, to be filled in.
@@ -106,26 +106,30 @@ fn blank<T>(region: &Box4, stack: &Stack) -> sys::CUDA_MEMCPY3D {
 }
 
 /// Address of the first element of a region's first row.
-fn host_row<T: Real>(host: &In<'_, T>, region: &Box4, stack: &Stack) -> *const T {
+fn host_row<T: Copy>(host: &In<'_, T>, region: &Box4, stack: &Stack) -> *const T {
     let (h, w) = (region.s(1).start, region.s(2));
     host.row(stack.n, stack.c, stack.d, h, w).as_ptr()
 }
 
-/// Copies a region of all channels to the device.
-pub(super) fn upload<T: Real>(
+/// Copies a region of all channels to the device: elements, or bytes that a kernel will
+/// make elements of. These come to lie at the end of the room for every row.
+pub(super) fn upload<S: Copy>(
     stream: &CudaStream,
-    host: &In<'_, T>,
+    host: &In<'_, S>,
     region: &Box4,
     dst: &Placed,
 ) -> Result<(), DeviceError> {
     let layout = host.layout();
+    let element = dst.layout.dtype.bytes();
+    let unused = region.s(2).len() * (element - size_of::<S>());
     for stack in stacks(region, layout.dims[1]) {
-        let mut copy = blank::<T>(region, &stack);
+        let mut copy = blank::<S>(region, &stack);
         copy.srcHost = host_row(host, region, &stack).cast::<c_void>();
-        (copy.srcPitch, copy.srcHeight) = pitch::<T>(layout, &stack);
+        (copy.srcPitch, copy.srcHeight) = pitch(layout, &stack, size_of::<S>());
         copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        copy.dstDevice = dst.address + first::<T>(&dst.layout, &stack, region) as u64;
-        (copy.dstPitch, copy.dstHeight) = pitch::<T>(&dst.layout, &stack);
+        copy.dstDevice =
+            dst.address + (first(&dst.layout, &stack, region, element) + unused) as u64;
+        (copy.dstPitch, copy.dstHeight) = pitch(&dst.layout, &stack, element);
         // SAFETY: both views hold the region, as their layouts say.
         unsafe { run(stream, &copy) }.map_err(failed("copying to the device"))?;
     }
@@ -133,7 +137,7 @@ pub(super) fn upload<T: Real>(
 }
 
 /// Copies a region of all channels from the device.
-pub(super) fn download<T: Real>(
+pub(super) fn download<T: Element>(
     stream: &CudaStream,
     src: &Placed,
     region: &Box4,
@@ -143,14 +147,14 @@ pub(super) fn download<T: Real>(
     for stack in stacks(region, layout.dims[1]) {
         let mut copy = blank::<T>(region, &stack);
         copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        copy.srcDevice = src.address + first::<T>(&src.layout, &stack, region) as u64;
-        (copy.srcPitch, copy.srcHeight) = pitch::<T>(&src.layout, &stack);
+        copy.srcDevice = src.address + first(&src.layout, &stack, region, size_of::<T>()) as u64;
+        (copy.srcPitch, copy.srcHeight) = pitch(&src.layout, &stack, size_of::<T>());
         let (h, w) = (region.s(1).start, region.s(2));
         // SAFETY: only the address is taken; the driver writes there and to the
         // rows that follow, which the view holds and nobody else uses.
         let row = unsafe { host.row_mut(stack.n, stack.c, stack.d, h, w) };
         copy.dstHost = row.as_mut_ptr().cast::<c_void>();
-        (copy.dstPitch, copy.dstHeight) = pitch::<T>(layout, &stack);
+        (copy.dstPitch, copy.dstHeight) = pitch(layout, &stack, size_of::<T>());
         // SAFETY: as in `upload`.
         unsafe { run(stream, &copy) }.map_err(failed("copying from the device"))?;
     }
@@ -169,7 +173,7 @@ unsafe fn run(
 }
 
 /// Copies a whole dense tensor to the device.
-pub(super) fn write<T: Real>(
+pub(super) fn write<T: Element>(
     stream: &CudaStream,
     address: u64,
     data: &[T],
@@ -183,7 +187,7 @@ pub(super) fn write<T: Real>(
 }
 
 /// Copies a whole dense tensor from the device.
-pub(super) fn read<T: Real>(
+pub(super) fn read<T: Element>(
     stream: &CudaStream,
     address: u64,
     data: &mut [T],

@@ -20,6 +20,7 @@ mod cublaslt;
 mod cudnn;
 mod driver;
 mod graphs;
+mod images;
 mod library;
 mod marks;
 mod module;
@@ -41,7 +42,7 @@ use cudarc::driver::{
     result, sys,
 };
 use sstep_autodiff::Ty;
-use sstep_kernels::cuda::{self as kernels, Args, Call, Placed, Scratch, Step, Task, Work};
+use sstep_kernels::cuda::{self as kernels, Args, Call, Module, Placed, Scratch, Step, Task, Work};
 use sstep_kernels::{Box4, Layout, Real};
 
 use crate::backend::{Launch, Partial, Place};
@@ -82,12 +83,14 @@ pub struct Cuda<T> {
     libraries: Libraries,
     arena: Arena,
     n_processors: u64,
+    /// Whether the kernels take narrow tensors.
+    narrow: bool,
     /// Regions read from a source, on their way to the device.
     staging: Staging,
     /// Pieces of the spill file, on their way to the device.
     unspilling: Staging,
     /// On their way from it.
-    writer: Writer<T>,
+    writer: Writer,
     elements: PhantomData<T>,
 }
 
@@ -95,15 +98,20 @@ impl<T: Real> Cuda<T> {
     /// Opens device `ordinal` with an arena of exactly `bytes`.
     ///
     /// Kernels are compiled by NVRTC for the device at hand, once: later runs find
-    /// them in the cache, see [`compile`].
+    /// them in the cache, see [`compile`]. With `narrow` they take tensors that are
+    /// stored in 16 bits.
     ///
     /// # Errors
     /// [`DeviceError`] without a driver, a device, NVRTC or the memory.
-    pub fn new(ordinal: usize, bytes: u64) -> Result<Self, DeviceError> {
+    pub fn new(ordinal: usize, bytes: u64, narrow: bool) -> Result<Self, DeviceError> {
         let context = driver::open(ordinal)?;
         let (major, minor) = driver::capability(&context)?;
-        let image = compile(T::DTYPE, 10 * major + minor)?;
-        Self::with_image(context, bytes, image)
+        let module = Module {
+            dtype: T::DTYPE,
+            narrow,
+        };
+        let image = compile(module, 10 * major + minor)?;
+        Self::with_image(context, bytes, image, narrow)
     }
 
     /// Opens device `ordinal` with kernels compiled elsewhere from
@@ -111,14 +119,20 @@ impl<T: Real> Cuda<T> {
     ///
     /// # Errors
     /// As [`Cuda::new`]; [`DeviceError::Failed`] if the driver cannot load `image`.
-    pub fn from_image(ordinal: usize, bytes: u64, image: Image) -> Result<Self, DeviceError> {
-        Self::with_image(driver::open(ordinal)?, bytes, image)
+    pub fn from_image(
+        ordinal: usize,
+        bytes: u64,
+        image: Image,
+        narrow: bool,
+    ) -> Result<Self, DeviceError> {
+        Self::with_image(driver::open(ordinal)?, bytes, image, narrow)
     }
 
     fn with_image(
         context: Arc<CudaContext>,
         bytes: u64,
         image: Image,
+        narrow: bool,
     ) -> Result<Self, DeviceError> {
         let module = context
             .load_module(image.0)
@@ -150,6 +164,7 @@ impl<T: Real> Cuda<T> {
             libraries,
             arena,
             n_processors,
+            narrow,
             elements: PhantomData,
         };
         this.clear()?;
@@ -302,7 +317,7 @@ impl<T: Real> Cuda<T> {
 
     /// Bytes of a tensor or a window.
     fn bytes(&self, place: &Place) -> Bytes {
-        let bytes = (place.layout.len * size_of::<T>()) as u64;
+        let bytes = (place.layout.len * place.layout.dtype.bytes()) as u64;
         let base = self.arena.at(place.offset, bytes);
         base..base + bytes
     }
@@ -331,7 +346,7 @@ impl<T: Real> Cuda<T> {
     }
 
     fn placed(&self, place: &Place) -> Placed {
-        let bytes = place.layout.len * size_of::<T>();
+        let bytes = place.layout.len * place.layout.dtype.bytes();
         Placed {
             address: self.arena.at(place.offset, bytes as u64),
             layout: place.layout,

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts, sys};
-use sstep_autodiff::DType;
+use sstep_kernels::cuda::Module;
 
 use crate::device::DeviceError;
 
@@ -28,8 +28,7 @@ impl Image {
     }
 }
 
-/// Compiles the kernels for elements of type `dtype` and compute capability
-/// `arch`, 90 for 9.0; for the latest before it that NVRTC knows, if it is older
+/// Compiles the kernels of a module for compute capability `arch`, 90 for 9.0; for the latest before it that NVRTC knows, if it is older
 /// than the device.
 ///
 /// The result is kept under `$SSTEP_CACHE_DIR`, else `$XDG_CACHE_HOME/sstep`, else
@@ -38,8 +37,8 @@ impl Image {
 /// # Errors
 /// [`DeviceError::NoNvrtc`] without the library, [`DeviceError::Compile`] if it
 /// refuses.
-pub fn compile(dtype: DType, arch: i32) -> Result<Image, DeviceError> {
-    let source = sstep_kernels::cuda::source(dtype);
+pub fn compile(module: Module, arch: i32) -> Result<Image, DeviceError> {
+    let source = sstep_kernels::cuda::source(module);
     // SAFETY: loads NVRTC's library, which is made to be loaded.
     if !unsafe { sys::is_culib_present() } {
         return Err(DeviceError::NoNvrtc);

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use sstep_autodiff::Region;
-use sstep_kernels::{In, Layout, Real};
+use sstep_kernels::{In, Layout, with_element};
 
 use crate::backend::HostMemory;
 use crate::device::DeviceError;
@@ -21,7 +21,7 @@ use crate::error::ExecError;
 const PIECES: usize = 2;
 
 /// A piece that the device copies to the host, or has copied.
-pub(super) struct Piece<T> {
+pub(super) struct Piece {
     /// Where it is copied to.
     pub(super) memory: HostMemory,
     /// How it lies there.
@@ -35,21 +35,21 @@ pub(super) struct Piece<T> {
 }
 
 /// The thread that writes, and the memory of pieces.
-pub(super) struct Writer<T> {
-    running: Option<Running<T>>,
+pub(super) struct Writer {
+    running: Option<Running>,
     spare: Vec<HostMemory>,
     /// Offsets in the file of the tensors whose pieces are being written, oldest first.
     pending: VecDeque<u64>,
 }
 
-struct Running<T> {
-    give: Sender<Piece<T>>,
+struct Running {
+    give: Sender<Piece>,
     /// The memory of each, in order, when it is on disk.
     done: Receiver<Result<HostMemory, ExecError>>,
     thread: JoinHandle<()>,
 }
 
-impl<T: Real> Writer<T> {
+impl Writer {
     /// No thread and no memory yet.
     pub(super) fn new() -> Self {
         Writer {
@@ -82,7 +82,7 @@ impl<T: Real> Writer<T> {
     ///
     /// # Errors
     /// [`ExecError::Plan`] if there is no thread to be had.
-    pub(super) fn write(&mut self, piece: Piece<T>) -> Result<(), ExecError> {
+    pub(super) fn write(&mut self, piece: Piece) -> Result<(), ExecError> {
         let offset = piece.disk.offset();
         let running = match self.running.take() {
             Some(running) => running,
@@ -128,7 +128,7 @@ impl<T: Real> Writer<T> {
     }
 }
 
-impl<T> Drop for Writer<T> {
+impl Drop for Writer {
     fn drop(&mut self) {
         if let Some(Running { give, done, thread }) = self.running.take() {
             drop(give);
@@ -139,9 +139,9 @@ impl<T> Drop for Writer<T> {
     }
 }
 
-impl<T: Real> Running<T> {
+impl Running {
     fn start() -> Result<Self, ExecError> {
-        let (give, pieces) = channel::<Piece<T>>();
+        let (give, pieces) = channel::<Piece>();
         let (tell, done) = channel();
         let work = move || {
             for piece in pieces {
@@ -159,12 +159,13 @@ impl<T: Real> Running<T> {
 }
 
 /// Writes a piece once it is there.
-fn write<T: Real>(piece: Piece<T>) -> Result<HostMemory, ExecError> {
+fn write(piece: Piece) -> Result<HostMemory, ExecError> {
     (piece.copied)()?;
-    let data: &[T] = bytemuck::cast_slice((*piece.memory).as_ref());
-    piece
-        .disk
-        .write(&piece.region, &In::new(piece.layout, data))?;
+    let data = (*piece.memory).as_ref();
+    with_element!(piece.layout.dtype, E => {
+        let view = In::<E>::new(piece.layout, bytemuck::cast_slice(data));
+        piece.disk.write(&piece.region, &view)?;
+    });
     Ok(piece.memory)
 }
 
@@ -180,6 +181,7 @@ mod tests {
     use sstep_autodiff::{DType, Form, Shape, Span, Ty};
 
     use super::*;
+    use crate::backend::pageable;
     use crate::disk::SpillFile;
 
     fn map() -> Ty {
@@ -191,18 +193,19 @@ mod tests {
     }
 
     /// Gives sixteen pieces of four rows each, filled only when they are waited for.
-    fn give(writer: &mut Writer<f32>, disk: &DiskMap) -> Result<usize, ExecError> {
+    fn give(writer: &mut Writer, disk: &DiskMap) -> Result<usize, ExecError> {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         MADE.store(0, Ordering::Relaxed);
         for at in 0..16 {
             let region =
                 Region::new(&[Span::full(1), Span::new(4 * at, 4 * at + 4), Span::full(8)]);
-            let layout = disk.staged::<f32>(&region);
-            let mut memory = writer.memory(layout.len, |elems| {
+            let layout = disk.staged(&region);
+            let mut memory = writer.memory(4 * layout.len, |bytes| {
                 MADE.fetch_add(1, Ordering::Relaxed);
-                Ok(Box::new(vec![0.0; elems]))
+                Ok(pageable(bytes))
             })?;
-            (*memory).as_mut()[..layout.len].fill(at as f32);
+            let values: &mut [f32] = bytemuck::cast_slice_mut((*memory).as_mut());
+            values.fill(at as f32);
             writer.write(Piece {
                 memory,
                 layout,
@@ -243,7 +246,7 @@ mod tests {
         let disk = Arc::new(spill.expect("a file")).map(0, &ty);
         give(&mut writer, &disk).expect("written");
         writer.wait().expect("written");
-        let layout = disk.staged::<f32>(&Region::whole(&ty));
+        let layout = disk.staged(&Region::whole(&ty));
         let lost = || {
             Err(DeviceError::Lost {
                 doing: "waiting",
@@ -251,7 +254,7 @@ mod tests {
             })
         };
         let piece = Piece {
-            memory: Box::new(vec![0.0; layout.len]),
+            memory: pageable(4 * layout.len),
             layout,
             region: Region::whole(&ty),
             disk: disk.clone(),

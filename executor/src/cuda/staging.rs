@@ -1,13 +1,15 @@
 //! Page-locked memory between image sources and the device.
 //!
-//! There are two buffers: while the device copies from one, the next region is
+//! Regions of images that are bytes travel as these, a quarter or an eighth of what
+//! their elements take. There are two buffers: while the device copies from one, the next region is
 //! read into the other. A buffer comes back with an event that says when the
 //! device is done with it.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice};
-use sstep_kernels::Real;
 
 use crate::device::DeviceError;
 
@@ -23,10 +25,10 @@ pub(super) struct Staging {
 pub(super) struct Slot<T> {
     memory: PinnedHostSlice<u8>,
     len: usize,
-    elements: std::marker::PhantomData<T>,
+    elements: PhantomData<T>,
 }
 
-impl<T: Real> Slot<T> {
+impl<T: Pod> Slot<T> {
     /// The elements asked for, of any value at first.
     pub(super) fn elements(&mut self) -> &mut [T] {
         let memory = self
@@ -53,7 +55,7 @@ impl Staging {
     }
 
     /// A buffer of `len` elements, once the device is done with it.
-    pub(super) fn take<T: Real>(&mut self, len: usize) -> Result<Slot<T>, DeviceError> {
+    pub(super) fn take<T: Pod>(&mut self, len: usize) -> Result<Slot<T>, DeviceError> {
         let bytes = len * size_of::<T>();
         self.slots.swap(0, 1);
         let old = self.slots[1].take();
@@ -76,7 +78,7 @@ impl Staging {
         Ok(Slot {
             memory,
             len,
-            elements: std::marker::PhantomData,
+            elements: PhantomData,
         })
     }
 

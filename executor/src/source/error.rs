@@ -166,6 +166,16 @@ pub enum SourceError {
         /// Its standard deviation.
         std: f64,
     },
+    /// Not one scale for each channel of an array of bytes.
+    #[error(
+        "an array of bytes of shape {shape} needs a scale for each of its channels; {found} were given"
+    )]
+    Scales {
+        /// The shape given.
+        shape: Shape,
+        /// Number of scales given.
+        found: usize,
+    },
     /// An array whose shape is no map or does not match its data.
     #[error(
         "an array of shape {shape} needs one to three spatial axes after [N, C], and one element per position; {found} elements were given"

@@ -2,7 +2,7 @@
 //!
 //! A slide of 100 000 × 100 000 pixels is 30 GB decoded. The executor asks for
 //! the box that the next tile needs; a [`TileSource`] fetches it, from an array
-//! ([`ArraySource`]), from a function of the position ([`ComputedSource`]) or
+//! ([`ArraySource`], [`ByteArraySource`]), from a function of the position ([`ComputedSource`]) or
 //! from a tiled, pyramidal TIFF ([`SlideSource`]). What a
 //! plan reads is known in advance, so the executor also announces boxes with
 //! [`TileSource::prefetch`], and read-ahead threads decode them while the
@@ -12,6 +12,7 @@
 //! with the values that explain it), never a panic.
 
 mod array;
+mod bytes;
 mod cache;
 mod codec;
 mod computed;
@@ -26,11 +27,14 @@ use sstep_autodiff::{Region, Shape};
 use sstep_kernels::{Out, Real};
 
 pub use array::ArraySource;
+pub use bytes::{ByteArraySource, ByteSource};
 pub use computed::{ComputedSource, Position};
 pub use error::SourceError;
 pub use file::{Compression, LevelInfo, SlideFile, SlideInfo};
 pub use slide::{Crop, SlideOptions, SlideSource};
 pub use stack::StackSource;
+
+pub use sstep_kernels::ByteScale;
 
 /// Where a network's map input comes from: read by region, never held whole.
 pub trait TileSource<T: Real>: Send + Sync {
@@ -49,6 +53,12 @@ pub trait TileSource<T: Real>: Send + Sync {
     /// goes wrong on the way is told by the read itself.
     fn prefetch(&self, _region: &Region) {}
 
+    /// The same source as bytes, if it has them: a device to which copies cost time is
+    /// given these, and makes the same elements of them.
+    fn bytes(&self) -> Option<&dyn ByteSource> {
+        None
+    }
+
     /// Bytes of host memory that caches hold now.
     fn cache_bytes(&self) -> u64 {
         0
@@ -63,7 +73,7 @@ pub trait TileSource<T: Real>: Send + Sync {
 
 /// Checks that `region` lies within a map of `shape` and within what `dst`
 /// holds of a map of that very shape.
-fn check_read<T: Real>(
+fn check_read<T: Copy>(
     shape: &Shape,
     region: &Region,
     dst: &Out<'_, T>,

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use sstep_autodiff::{Region, Shape, Span};
-use sstep_kernels::{Out, Real};
+use sstep_kernels::{ByteScale, Out, Real};
 
+use super::bytes::check_scales;
 use super::cache::{Asker, TileCache};
 use super::readahead::ReadAhead;
-use super::{SlideFile, SlideInfo, SourceError, TileSource, check_read};
+use super::{ByteSource, SlideFile, SlideInfo, SourceError, TileSource, check_read};
 
 /// A rectangle of a level, in that level's pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,7 @@ pub struct SlideSource {
     ahead: ReadAhead,
     tiles: Arc<Tiles>,
     crop: Crop,
-    options: SlideOptions,
+    scales: [ByteScale; 3],
 }
 
 /// The decoded tiles of one level.
@@ -104,11 +105,12 @@ impl SlideSource {
     /// # Errors
     /// As for [`SlideSource::open`].
     pub fn from_file(file: SlideFile, options: SlideOptions) -> Result<Self, SourceError> {
-        for (channel, (&mean, &std)) in options.mean.iter().zip(&options.std).enumerate() {
-            if !(mean.is_finite() && std.is_finite() && std > 0.0) {
-                return Err(SourceError::BadNormalisation { channel, mean, std });
-            }
-        }
+        let (mean, std) = (options.mean, options.std);
+        let scales = std::array::from_fn(|c| ByteScale {
+            mean: mean[c],
+            std: std[c],
+        });
+        check_scales(&scales)?;
         let index = options.level;
         let level = file.level(index)?;
         let (level_w, level_h) = level.info.size;
@@ -152,7 +154,7 @@ impl SlideSource {
             ahead,
             tiles,
             crop,
-            options,
+            scales,
         })
     }
 
@@ -181,16 +183,15 @@ impl SlideSource {
             h: rows.len(),
         }
     }
-}
 
-impl<T: Real> TileSource<T> for SlideSource {
-    fn shape(&self) -> Shape {
-        SlideSource::shape(self)
-    }
-
-    fn read(&self, region: &Region, dst: &mut Out<'_, T>) -> Result<(), SourceError> {
-        let shape = SlideSource::shape(self);
-        check_read(&shape, region, dst)?;
+    /// Reads a region, each byte as `value` of it and its channel.
+    fn read_as<E: Copy + Send>(
+        &self,
+        region: &Region,
+        dst: &mut Out<'_, E>,
+        value: impl Fn(usize, u8) -> E + Sync,
+    ) -> Result<(), SourceError> {
+        check_read(&self.shape(), region, dst)?;
         if region.is_empty() {
             return Ok(());
         }
@@ -198,10 +199,6 @@ impl<T: Real> TileSource<T> for SlideSource {
         self.tiles
             .cache
             .withdraw(|tile| self.tiles.overlap(tile, wanted).is_some());
-        let table: [[T; 256]; 3] = std::array::from_fn(|c| {
-            let (mean, std) = (self.options.mean[c], self.options.std[c]);
-            std::array::from_fn(|v| T::from_f64((v as f64 / 255.0 - mean) / std))
-        });
         let dst = &*dst;
         let copy = |tile: u64| -> Result<(), SourceError> {
             let Some(part) = self.tiles.overlap(tile, wanted) else {
@@ -214,12 +211,12 @@ impl<T: Real> TileSource<T> for SlideSource {
                 let first = (y - tile_y) * tile_w + (part.x - tile_x);
                 let pixels = &rgb[first * 3..(first + part.w) * 3];
                 let x = part.x - self.crop.x;
-                for (c, table) in table.iter().enumerate() {
+                for c in 0..3 {
                     // SAFETY: tiles do not overlap, so nobody else holds these
                     // elements; the caller holds `dst` alone.
                     let row = unsafe { dst.row_mut(0, c, 0, y - self.crop.y, x..x + part.w) };
                     for (out, pixel) in row.iter_mut().zip(pixels.chunks_exact(3)) {
-                        *out = table[usize::from(pixel[c])];
+                        *out = value(c, pixel[c]);
                     }
                 }
             }
@@ -232,6 +229,21 @@ impl<T: Real> TileSource<T> for SlideSource {
             many => many.par_iter().find_map_first(|&tile| copy(tile).err()),
         };
         failed.map_or(Ok(()), Err)
+    }
+}
+
+impl<T: Real> TileSource<T> for SlideSource {
+    fn shape(&self) -> Shape {
+        SlideSource::shape(self)
+    }
+
+    fn read(&self, region: &Region, dst: &mut Out<'_, T>) -> Result<(), SourceError> {
+        let tables: [[T; 256]; 3] = self.scales.map(|scale| scale.table());
+        self.read_as(region, dst, |c, v| tables[c][usize::from(v)])
+    }
+
+    fn bytes(&self) -> Option<&dyn ByteSource> {
+        Some(self)
     }
 
     fn prefetch(&self, region: &Region) {
@@ -254,6 +266,16 @@ impl<T: Real> TileSource<T> for SlideSource {
 
     fn cache_limit_bytes(&self) -> u64 {
         self.tiles.cache.limit_bytes()
+    }
+}
+
+impl ByteSource for SlideSource {
+    fn scales(&self) -> &[ByteScale] {
+        &self.scales
+    }
+
+    fn read_bytes(&self, region: &Region, dst: &mut Out<'_, u8>) -> Result<(), SourceError> {
+        self.read_as(region, dst, |_, v| v)
     }
 }
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use sstep_autodiff::{Region, Shape, Span};
-use sstep_kernels::{Out, Real};
+use sstep_kernels::{ByteScale, Out, Real};
 
-use super::{SourceError, TileSource, check_read};
+use super::{ByteSource, SourceError, TileSource, check_read};
 
 /// Sources of one shape, one after another along the batch.
 ///
@@ -22,6 +22,8 @@ use super::{SourceError, TileSource, check_read};
 pub struct StackSource<T> {
     parts: Vec<Arc<dyn TileSource<T>>>,
     shape: Shape,
+    /// Of the bytes, if all parts have bytes of the same scales; else empty.
+    scales: Vec<ByteScale>,
 }
 
 impl<T: Real> StackSource<T> {
@@ -45,7 +47,15 @@ impl<T: Real> StackSource<T> {
             });
         }
         let shape = Shape::map(parts.len(), first.channels(), first.spatial());
-        Ok(StackSource { parts, shape })
+        let of = |part: &Arc<dyn TileSource<T>>| Some(part.bytes()?.scales().to_vec());
+        let scales =
+            of(&parts[0]).filter(|first| parts.iter().all(|p| of(p).as_ref() == Some(first)));
+        let scales = scales.unwrap_or_default();
+        Ok(StackSource {
+            parts,
+            shape,
+            scales,
+        })
     }
 }
 
@@ -76,12 +86,32 @@ impl<T: Real> TileSource<T> for StackSource<T> {
         }
     }
 
+    fn bytes(&self) -> Option<&dyn ByteSource> {
+        (!self.scales.is_empty()).then_some(self)
+    }
+
     fn cache_bytes(&self) -> u64 {
         self.parts.iter().map(|p| p.cache_bytes()).sum()
     }
 
     fn cache_limit_bytes(&self) -> u64 {
         self.parts.iter().map(|p| p.cache_limit_bytes()).sum()
+    }
+}
+
+impl<T: Real> ByteSource for StackSource<T> {
+    fn scales(&self) -> &[ByteScale] {
+        &self.scales
+    }
+
+    fn read_bytes(&self, region: &Region, dst: &mut Out<'_, u8>) -> Result<(), SourceError> {
+        check_read(&self.shape, region, dst)?;
+        for n in region.span(0).lo..region.span(0).hi {
+            let part = self.parts[n].bytes();
+            let part = part.expect("a part has bytes as long as the batch has");
+            part.read_bytes(&single(region), &mut dst.sample(n))?;
+        }
+        Ok(())
     }
 }
 

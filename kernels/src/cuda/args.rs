@@ -1,5 +1,7 @@
 //! The parameter block of a kernel, as `cuda/common.cuh` declares it.
 
+use sstep_autodiff::DType;
+
 use crate::view::{Box4, Layout};
 
 /// A tensor, or a box of one, at an address of the device.
@@ -15,7 +17,9 @@ pub struct Placed {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct View {
-    base: u64,
+    address: u64,
+    /// How elements are stored: 0 as what is computed with, 1 as `bf16`, 2 as `f16`.
+    stored: i64,
     dims: [i64; 5],
     lo: [i64; 4],
     hi: [i64; 4],
@@ -25,13 +29,19 @@ pub struct View {
 impl From<&Placed> for View {
     fn from(placed: &Placed) -> Self {
         let Layout {
+            dtype,
             dims,
             present,
             strides,
             ..
         } = placed.layout;
         View {
-            base: placed.address,
+            address: placed.address,
+            stored: match dtype {
+                DType::F32 | DType::F64 => 0,
+                DType::Bf16 => 1,
+                DType::F16 => 2,
+            },
             dims: dims.map(signed),
             lo: present.0.map(|s| signed(s.lo)),
             hi: present.0.map(|s| signed(s.hi)),

@@ -250,6 +250,11 @@ impl Conv<'_> {
         kernel: &dyn Fn(&Box4) -> Call,
         after: &dyn Fn(&Box4) -> Option<Call>,
     ) -> Vec<Step> {
+        // Libraries are told of one element type for all operands.
+        let is_narrow = |layout: &Layout| layout.dtype.is_narrow();
+        if is_narrow(&self.image.layout) || is_narrow(&self.map.layout) {
+            return vec![Step::Kernel(kernel(&self.region))];
+        }
         let Some((inner, offer)) = self.offer(task, kernel, after) else {
             return vec![Step::Kernel(kernel(&self.region))];
         };

@@ -154,11 +154,8 @@ pub fn compute(task: &Task<'_>, out: &Placed) -> Vec<Step> {
         Op::Softmax => ("softmax", points),
         Op::SoftmaxGrad => ("softmax_grad", points),
         Op::ChannelSum => ("channel_sum", points),
-        // Between types that are computed with alike; no device stores others yet.
-        Op::Cast { .. } => {
-            args.num[0] = 1.0;
-            ("scale", elements)
-        }
+        // Views say how elements are stored.
+        Op::Cast { .. } => ("copy", elements),
         Op::Concat => {
             return concat(&args, inputs)
                 .into_iter()

@@ -9,12 +9,14 @@
 
 mod args;
 mod attrs;
+mod bytes;
 mod library;
 mod lower;
 mod reductions;
 mod sliding;
 
 pub use args::{Args, Placed, View};
+pub use bytes::from_bytes;
 pub use library::{
     Convolution, Extents, LEAST_MATMUL, LibraryCall, Matmul, MatmulShapes, Offer, Pass, Scratch,
     Shapes,
@@ -45,13 +47,25 @@ const FAMILIES: [&str; 8] = [
 /// Layers on flat tensors, and optimisers.
 const DENSE: &str = include_str!("../../cuda/dense.cu");
 
-/// Text of the module that holds all kernels for one element type.
-pub fn source(dtype: DType) -> String {
-    let real = match dtype {
+/// A module: all kernels that compute in one element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Module {
+    /// What is computed with: of a narrow type that is `f32`.
+    pub dtype: DType,
+    /// Whether maps may be stored in 16 bits. Every access then asks how.
+    pub narrow: bool,
+}
+
+/// Text of a module.
+pub fn source(module: Module) -> String {
+    let real = match module.dtype {
         DType::F32 | DType::Bf16 | DType::F16 => "float",
         DType::F64 => "double",
     };
     let mut text = format!("#define REAL {real}\n");
+    if module.narrow {
+        text.push_str("#define NARROW\n");
+    }
     for part in [COMMON].into_iter().chain(FAMILIES).chain([DENSE]) {
         text.push_str(part);
         text.push('\n');
@@ -78,6 +92,7 @@ pub fn kernel_names() -> &'static [&'static str] {
         "constant",
         "copy",
         "slide",
+        "from_bytes",
         "fill_state",
         "add_part",
         "conv",
@@ -125,7 +140,10 @@ mod tests {
 
     #[test]
     fn the_source_has_every_kernel_that_is_called_and_no_other() {
-        let text = source(DType::F32);
+        let text = source(Module {
+            dtype: DType::F32,
+            narrow: false,
+        });
         let mut defined: Vec<&str> = (text.split("\nKERNEL ").skip(1))
             .filter_map(|rest| rest.split('(').next())
             .collect();
