@@ -29,9 +29,8 @@ impl Boxes {
     /// Keeps a box, as one with those that it makes a larger box with: tiles come in
     /// order, so that a row, and then a plane, of them is one.
     fn join(&mut self, mut region: Region) {
-        let is_neighbour = |b: &Region, region: &Region| {
-            b.hull(region).points() == b.points() + region.points()
-        };
+        let is_neighbour =
+            |b: &Region, region: &Region| b.hull(region).points() == b.points() + region.points();
         while let Some(at) = self.boxes.iter().rposition(|b| is_neighbour(b, &region)) {
             region = self.boxes.swap_remove(at).hull(&region);
         }
