@@ -49,7 +49,19 @@ pub(super) fn copy<T: Real>(from: &[T], to: &mut [T]) {
     to.copy_from_slice(from);
 }
 
-/// Makes this thread's copies visible in order with what it stores later.
+/// Fills past the cache. Other threads may rely on it only after [`fence`].
+pub(super) fn fill<T: Real>(to: &mut [T], value: T) {
+    const CHUNK: usize = 64;
+    let from = [value; CHUNK];
+    let head = to.as_ptr().align_offset(64).min(to.len());
+    let (first, to) = to.split_at_mut(head);
+    first.fill(value);
+    for to in to.chunks_mut(CHUNK) {
+        copy(&from[..to.len()], to);
+    }
+}
+
+/// Makes this thread's copies and fillings visible in order with what it stores later.
 pub(super) fn fence() {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a fence has no precondition; SSE is part of x86-64.

@@ -17,18 +17,22 @@
 #[cfg(target_arch = "x86_64")]
 mod blocks;
 #[cfg(target_arch = "x86_64")]
+mod columns;
+#[cfg(target_arch = "x86_64")]
 mod depthwise;
 #[cfg(target_arch = "x86_64")]
 mod direct;
 #[cfg(target_arch = "x86_64")]
 mod dots;
 #[cfg(target_arch = "x86_64")]
+mod lowered;
+#[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod phases;
 mod plain;
 #[cfg(target_arch = "x86_64")]
-mod pointwise;
+mod product;
 #[cfg(target_arch = "x86_64")]
 mod ring;
 #[cfg(target_arch = "x86_64")]
@@ -112,7 +116,7 @@ pub(crate) fn conv<T: Real>(a: &ConvAttrs, job: &Job<T>, out: &mut Out<T>, ws: &
         let (job, out) = unsafe { (same(job), same(&*out)) };
         let scratch = tasks::floats(ws);
         if depthwise::conv(&geom, job, out, scratch)
-            || pointwise::conv(&geom, job, out, scratch)
+            || lowered::conv(&geom, job, out, scratch)
             || direct::conv(&geom, job, out, scratch)
         {
             return;
@@ -148,7 +152,7 @@ pub(crate) fn transpose<T: Real>(
         let (job, out) = unsafe { (same(job), same(&*out)) };
         let scratch = tasks::floats(ws);
         if depthwise::adjoint(&geom, job, out, scratch)
-            || pointwise::adjoint(&geom, job, out, scratch)
+            || lowered::adjoint(&geom, job, out, scratch)
             || transpose::transpose(&geom, job, out, scratch)
         {
             return;

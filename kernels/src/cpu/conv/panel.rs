@@ -230,7 +230,7 @@ fn positions(axis: &Axis) -> impl Iterator<Item = isize> + '_ {
 /// # Safety
 /// The machine has the instructions.
 #[inline(always)]
-unsafe fn gather<V: Vector>(to: &mut [f32], from: &[f32], step: usize) {
+pub(super) unsafe fn gather<V: Vector>(to: &mut [f32], from: &[f32], step: usize) {
     match step {
         // SAFETY: as promised to this function.
         1 => unsafe { copy::<V>(to, from) },

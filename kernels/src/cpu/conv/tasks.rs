@@ -44,28 +44,50 @@ pub(super) fn run<F>(n_tasks: usize, n_workers: usize, scratch: &mut [f32], task
 where
     F: Fn(usize, &mut [f32]) + Sync,
 {
-    let next = AtomicUsize::new(0);
-    let work = |scratch: &mut [f32]| {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= n_tasks {
-                return;
-            }
+    work(n_tasks, n_workers, scratch, |draw, scratch| {
+        while let Some(index) = draw.next() {
             task(index, scratch);
         }
+    });
+}
+
+/// Tasks that nobody has drawn yet.
+pub(super) struct Draw {
+    next: AtomicUsize,
+    n_tasks: usize,
+}
+
+impl Draw {
+    /// One of them, if there is one.
+    pub(super) fn next(&self) -> Option<usize> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        (index < self.n_tasks).then_some(index)
+    }
+}
+
+/// Runs `worker(draw, scratch)` on `n_workers` threads that share `scratch` evenly
+/// and draw from the same `n_tasks` tasks: each may prepare one while it does another.
+pub(super) fn work<F>(n_tasks: usize, n_workers: usize, scratch: &mut [f32], worker: F)
+where
+    F: Fn(&Draw, &mut [f32]) + Sync,
+{
+    let draw = Draw {
+        next: AtomicUsize::new(0),
+        n_tasks,
     };
     if n_workers == 1 {
-        return work(scratch);
+        return worker(&draw, scratch);
     }
     let share = share(scratch.len(), n_workers);
     let mut rest = scratch;
     rayon::scope(|scope| {
+        let (draw, worker) = (&draw, &worker);
         for _ in 1..n_workers {
             let (mine, others) = std::mem::take(&mut rest).split_at_mut(share);
             rest = others;
-            scope.spawn(|_| work(mine));
+            scope.spawn(move |_| worker(draw, mine));
         }
-        work(&mut rest[..share]);
+        worker(draw, &mut rest[..share]);
     });
 }
 

@@ -12,7 +12,7 @@ use super::{conv, transpose, weight_grad};
 use crate::Job;
 use crate::real::Real;
 use crate::view::{Box4, In, Layout, Out};
-use cases::{Case, case, depthwise, pointwise};
+use cases::{Case, case, depthwise, lowered};
 
 fn ty<T: Real>(shape: Shape, form: Form) -> Ty {
     Ty {
@@ -308,7 +308,7 @@ proptest! {
     }
 
     #[test]
-    fn narrow_vectors_are_plain_bit_for_bit(case in prop_oneof![case(), depthwise()]) {
+    fn narrow_vectors_are_plain_bit_for_bit(case in prop_oneof![case(), depthwise(), lowered()]) {
         let ops = operands::<f32>(&case);
         for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
             let narrow = narrowly(|| run(&case, kind, &ops, &whole(shape), false));
@@ -335,7 +335,7 @@ proptest! {
     }
 
     #[test]
-    fn one_by_one_is_plain_bit_for_bit(case in pointwise()) {
+    fn matrix_products_are_plain_bit_for_bit(case in lowered()) {
         let ops = operands::<f32>(&case);
         for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
             let part = case.part(&ty::<f32>(shape, Form::Map));
@@ -367,7 +367,7 @@ proptest! {
     }
 
     #[test]
-    fn threads_do_not_change_bits(case in case()) {
+    fn threads_do_not_change_bits(case in prop_oneof![case(), lowered()]) {
         let ops = operands::<f32>(&case);
         let all = || {
             (
@@ -386,7 +386,7 @@ proptest! {
     }
 
     #[test]
-    fn weight_gradients_are_accurate(case in case()) {
+    fn weight_gradients_are_accurate(case in prop_oneof![case(), lowered()]) {
         let ops = operands::<f32>(&case);
         let part = case.part(&ty::<f32>(case.y, Form::Map));
         for plain in [false, true] {

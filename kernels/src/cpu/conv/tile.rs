@@ -302,7 +302,7 @@ unsafe fn accumulate<V: Vector, const K: usize, const N: usize>(
 /// As [`Vector::broadcast_step`], and `N = 3`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn step_4_by_3<const N: usize>(
+pub(super) unsafe fn step_4_by_3<const N: usize>(
     acc: &mut [[__m256; 3]; 4],
     x: &[*const f32; N],
     at: usize,

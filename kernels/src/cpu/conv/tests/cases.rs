@@ -132,15 +132,28 @@ fn case_of(
     )
 }
 
-/// A 1 × 1 convolution of some channels over rows of some length.
-pub(super) fn pointwise() -> impl Strategy<Value = Case> {
-    let shape = (1..3usize, 1..60usize, 1..60usize, any::<bool>());
-    let spatial = (1..6usize, 1..260usize);
-    let cut = prop::array::uniform4((0..3usize, 5..9usize));
+/// A convolution of some channels over rows of some length, as it is lowered to a
+/// matrix product: small kernels, strides of all relations to them.
+pub(super) fn lowered() -> impl Strategy<Value = Case> {
+    let axis =
+        (1..4usize, 1..4usize, 0..2usize, 0..3usize).prop_map(|(kernel, stride, pad, shape)| {
+            // A third of the axes have one tap, a third taps that do not overlap.
+            let kernel = match shape {
+                0 => 1,
+                1 => kernel.min(stride),
+                _ => kernel,
+            };
+            [kernel, stride, pad]
+        });
+    let channels = || prop_oneof![3 => 1..40usize, 1 => 60..72usize];
+    let shape = (1..3usize, channels(), channels(), any::<bool>());
+    let spatial = (1..5usize, 4..24usize, 8..150usize, 1..=3usize);
+    let axes = prop::array::uniform3(axis);
+    let cut = prop::array::uniform4((0..2usize, 6..9usize));
     let ws = (prop::sample::select(vec![3000, 60_000, 2 << 20]), 0..9usize);
-    (shape, spatial, cut, 0..3usize, ws, any::<u64>()).prop_map(
-        |((batch, ins, outs, bias), (h, w), cut, slack, ws, seed)| Case {
-            attrs: ConvAttrs {
+    (shape, spatial, axes, cut, 0..3usize, ws, any::<u64>()).prop_map(
+        |((batch, ins, outs, bias), (d, h, w, n), axes, cut, slack, ws, seed)| {
+            let mut attrs = ConvAttrs {
                 kernel: [1; 3],
                 stride: [1; 3],
                 dilation: [1; 3],
@@ -148,15 +161,37 @@ pub(super) fn pointwise() -> impl Strategy<Value = Case> {
                 pad_hi: [0; 3],
                 groups: 1,
                 algo: ConvAlgo::Direct,
-            },
-            x: Shape::map(batch, ins, &[h, w]),
-            y: Shape::map(batch, outs, &[h, w]),
-            w: Shape::new(&[outs, ins, 1, 1]),
-            bias,
-            cut,
-            slack,
-            ws,
-            seed,
+            };
+            let mut extents = [d, h, w][3 - n..].to_vec();
+            let mut out = vec![];
+            if n == 1 {
+                extents[0] *= 8;
+            }
+            for (s, [kernel, stride, pad]) in axes.into_iter().take(n).enumerate() {
+                attrs.kernel[s] = kernel;
+                attrs.stride[s] = stride;
+                attrs.pad_lo[s] = pad;
+                attrs.pad_hi[s] = pad;
+                extents[s] = extents[s].max(kernel);
+                out.push(
+                    attrs
+                        .out_extent(s, extents[s])
+                        .expect("the input holds the kernel"),
+                );
+            }
+            let mut w = vec![outs, ins];
+            w.extend(&attrs.kernel[..n]);
+            Case {
+                attrs,
+                x: Shape::map(batch, ins, &extents),
+                y: Shape::map(batch, outs, &out),
+                w: Shape::new(&w),
+                bias,
+                cut,
+                slack,
+                ws,
+                seed,
+            }
         },
     )
 }
