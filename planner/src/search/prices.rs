@@ -77,6 +77,13 @@ impl Prices {
         }
     }
 
+    /// The same price everywhere in each tier beyond the device.
+    pub(super) fn set_beyond(&mut self, each: [f64; Tier::COUNT]) {
+        let n = self.device.len();
+        let beyond = each.map(|price| vec![price; n]);
+        *self = Prices::new(std::mem::take(&mut self.device), beyond, self.channels);
+    }
+
     /// How many segments there are prices for.
     pub fn n_segments(&self) -> usize {
         self.device.len()

@@ -8,6 +8,8 @@ use crate::plan::Tier;
 
 /// Factors on the relaxation's prices.
 const DEARER: [f64; 5] = [1.0, 1.1, 1.3, 1.7, 3.0];
+/// Factors on prices where nothing fits.
+const DEAR: [f64; 4] = [0.1, 1.0, 10.0, 100.0];
 /// Rounds of price changes.
 const ROUNDS: usize = 36;
 /// The same from what the relaxation says memory is worth.
@@ -133,15 +135,27 @@ impl Space<'_> {
     pub fn starters(&self, found: &Found, device_bytes: u64) -> BTreeSet<usize> {
         let mut starters: BTreeSet<usize> = found.tried.clone();
         starters.extend(&found.path);
-        let cap = device_bytes.max(1) as f64;
-        let scale = found.score.secs.max(1e-9) / cap / self.held.len() as f64;
+        let secs = found.score.secs.max(1e-9) / self.held.len() as f64;
+        let scale = secs / device_bytes.max(1) as f64;
+        let mut add = |prices: &Prices, start: Option<&[usize]>, frugal: bool| {
+            let path = self.cheapest_of(prices, start, frugal);
+            starters.extend(path.into_iter().flatten());
+        };
         for dear in [0.0, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0] {
-            let prices = self.flat(dear * scale);
-            starters.extend(
-                self.cheapest(&prices, Some(&found.path))
-                    .into_iter()
-                    .flatten(),
-            );
+            add(&self.flat(dear * scale), Some(&found.path), false);
+        }
+        if !found.score.fits() {
+            // What is short of everything: maps are stored nowhere for nothing.
+            for dear in DEAR {
+                for beyond in DEAR {
+                    let mut prices = self.flat(dear * scale);
+                    let each = self.tier_bytes.map(|cap| secs / cap.max(1.0) * beyond);
+                    prices.set_beyond(each);
+                    for frugal in [false, true] {
+                        add(&prices, None, frugal);
+                    }
+                }
+            }
         }
         starters
     }
