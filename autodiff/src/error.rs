@@ -65,6 +65,12 @@ pub enum TapeError {
         /// Which input.
         input: usize,
     },
+    /// A tape whose maps cannot be stored as asked.
+    #[error("{reason}")]
+    Precision {
+        /// What is wrong and what would do.
+        reason: String,
+    },
     /// A line of the text form that says nothing known.
     #[error("line {line}: {reason}")]
     Parse {

@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::error::{ShapeReason, TapeError};
+use crate::error::TapeError;
 use crate::op::Op;
 use crate::ops::UnaryKind;
 use crate::tape::{NodeId, Tape};
@@ -69,25 +69,22 @@ pub fn narrow(tape: &Tape, to: DType) -> Result<Tape, TapeError> {
 }
 
 fn check(tape: &Tape, to: DType) -> Result<(), TapeError> {
-    let refuse =
-        |reason: String, node: &str| Err(ShapeReason(reason).at(node, &Op::Cast { to }, &[]));
+    let refuse = |reason: String| Err(TapeError::Precision { reason });
     if !to.is_narrow() {
-        return refuse(format!("maps are stored as bf16 or f16, not {to}"), "");
+        return refuse(format!("maps are stored as bf16 or f16, not {to}"));
     }
     if tape.dtype() != to.wide() {
         let dtype = tape.dtype();
-        return refuse(
-            format!("a tape of {dtype} is not stored as {to}: write it in f32"),
-            "",
-        );
+        return refuse(format!(
+            "maps of a tape of {dtype} are not stored as {to}: write it in f32"
+        ));
     }
     let stored = |id: &&NodeId| tape.ty(**id).dtype.is_narrow();
     if let Some(id) = tape.order().iter().find(stored) {
         let (name, dtype) = (&tape.node(*id).name, tape.ty(*id).dtype);
-        return refuse(
-            format!("the tape says already what is stored in 16 bits: here {dtype}"),
-            name,
-        );
+        return refuse(format!(
+            "the tape says already what is stored in 16 bits: node `{name}` as {dtype}"
+        ));
     }
     Ok(())
 }
@@ -406,7 +403,11 @@ mod tests {
                 DType::F32,
                 "maps are stored as bf16 or f16, not f32",
             ),
-            (&double, DType::F16, "a tape of f64 is not stored as f16"),
+            (
+                &double,
+                DType::F16,
+                "maps of a tape of f64 are not stored as f16",
+            ),
             (&narrowed, DType::F16, "the tape says already"),
         ] {
             let error = narrow(tape, to).unwrap_err().to_string();

@@ -72,13 +72,22 @@ const COLUMNS: [&str; 10] = [
 /// Those after the strategy.
 const RESULTS: usize = COLUMNS.len() - 3;
 
+/// Of [`COLUMNS`] those that are filled: without `--measure` the last two are not.
+fn columns(args: &Args) -> &'static [&'static str] {
+    if args.measure {
+        &COLUMNS
+    } else {
+        &COLUMNS[..COLUMNS.len() - 2]
+    }
+}
+
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Outcome {
     let machine = match &args.machine {
         Some(file) => Profile::find(Some(file), None)?.machine,
         None => Machine::default(),
     };
-    let columns = [&CASE_COLUMNS[..], &COLUMNS[..]].concat();
+    let columns = [&CASE_COLUMNS[..], columns(args)].concat();
     let mut table = Table::new(&columns);
     let mut beaten = Vec::new();
     for net in &args.nets {
@@ -171,7 +180,8 @@ fn compare(
                 format!("1/{fraction}").into(),
                 strategy.name().into(),
             ];
-            found.rows.push(start.into_iter().chain(results).collect());
+            let row = start.into_iter().chain(results);
+            found.rows.push(row.take(columns(args).len()).collect());
         }
         let faster = faster_than_optimal(&predicted).into_iter();
         (found.beaten).extend(faster.map(|s| format!("{s} at 1/{fraction}")));
@@ -223,7 +233,7 @@ fn write(
     name: &str,
     title: &str,
 ) -> Outcome {
-    let mut table = Table::new(&COLUMNS);
+    let mut table = Table::new(columns(args));
     for row in &found.rows {
         table.row(row.clone());
     }

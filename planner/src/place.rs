@@ -175,12 +175,18 @@ pub fn prove(
         best.score.fitting_secs().min(below)
     };
     let first = space.starters(found, cap_bytes);
-    let known = master::bound(problem, cap_bytes, first, effort, below, look)?;
+    let (bound_secs, prices, n_binaries) =
+        match master::bound(problem, cap_bytes, first, effort, below, look) {
+            Ok(known) => (known.bound_secs, known.prices, known.n_binaries),
+            // What was found stands, only less is known of it.
+            Err(PlanError::Solver { .. }) => (space.least_secs(), None, 0),
+            Err(error) => return Err(error),
+        };
     Ok(Proof {
-        bound_secs: known.bound_secs,
+        bound_secs,
         better,
-        prices: known.prices,
-        n_binaries: known.n_binaries,
+        prices,
+        n_binaries,
     })
 }
 

@@ -5,6 +5,9 @@
 //! are read at one half and never trusted beyond that: whoever asks checks what
 //! the decoded solution really costs.
 
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
 use good_lp::{Expression, ProblemVariables, SolverModel, Variable, constraint, variable};
 use highs::{HighsModelStatus, HighsSolutionStatus};
 
@@ -166,9 +169,31 @@ impl Model {
 
     /// Minimises.
     ///
+    /// HiGHS looks at its own limits between phases only, some of which last. So it
+    /// works on a thread that is left to itself, and to its end, when far more than its
+    /// time is over.
+    ///
     /// # Errors
     /// [`PlanError::Solver`] if HiGHS fails on the model.
     pub fn solve(&self, effort: Effort) -> Result<Outcome, PlanError> {
+        let (tell, told) = channel();
+        let model = self.clone();
+        let work = move || {
+            // Nobody listens any more if it took too long.
+            let _ = tell.send(model.solve_here(effort));
+        };
+        let thread = std::thread::Builder::new().name("sstep-solver".to_owned());
+        thread.spawn(work).map_err(|e| failed(&e))?;
+        let patience = Duration::try_from_secs_f64(PATIENCE * effort.secs + LEAST_SECS);
+        match told.recv_timeout(patience.unwrap_or(Duration::MAX)) {
+            Ok(outcome) => outcome,
+            Err(RecvTimeoutError::Timeout) => Ok(Outcome::GaveUp),
+            Err(RecvTimeoutError::Disconnected) => Err(failed(&"HiGHS ended without an answer")),
+        }
+    }
+
+    /// The same, on this thread.
+    fn solve_here(&self, effort: Effort) -> Result<Outcome, PlanError> {
         let mut vars = ProblemVariables::new();
         let columns: Vec<Variable> = (self.columns.iter())
             .map(|c| {
@@ -242,11 +267,21 @@ impl Model {
     }
 }
 
+/// Of its time, so much is given to HiGHS before it is left alone, and at least a few
+/// seconds more.
+const PATIENCE: f64 = 2.0;
+const LEAST_SECS: f64 = 5.0;
+
 fn failed(what: &dyn std::fmt::Debug) -> PlanError {
     PlanError::Solver {
         status: format!("{what:?}"),
     }
 }
+
+/// Simplex iterations at most: per row and column, and at least. Solving takes about one
+/// per row; whoever needs so many goes in circles.
+const ITERATIONS: usize = 20;
+const LEAST_ITERATIONS: usize = 50_000;
 
 /// HiGHS's names of its simplex methods.
 const DUAL: i32 = 1;
@@ -341,6 +376,9 @@ impl Relaxation {
             self.columns.push(column.map_err(|e| failed(&e))?);
             self.bounds.push((c.lo, c.hi));
         }
+        let size = model.rows.len() + model.columns.len();
+        let most = i32::try_from(ITERATIONS * size + LEAST_ITERATIONS).unwrap_or(i32::MAX);
+        (highs.try_set_option("simplex_iteration_limit", most)).map_err(|e| failed(&e))?;
         let solved = highs.try_solve().map_err(|e| failed(&e))?;
         let answer = match solved.status() {
             HighsModelStatus::Optimal => Some(Relaxed {

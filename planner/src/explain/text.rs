@@ -65,10 +65,12 @@ impl Plan {
             p.flops / p.flops_once.max(1.0),
             p.secs
         );
-        let _ = writeln!(
-            out,
-            "bound     over all stages, grids and homes considered for this program, by this profile"
-        );
+        let scope = if self.gap > 0.0 && self.n_binaries == 0 {
+            "of stages alone, whatever memory they have: the solver failed"
+        } else {
+            "over all stages, grids and homes considered for this program, by this profile"
+        };
+        let _ = writeln!(out, "bound     {scope}");
         if !self.rewrites.is_empty() {
             let _ = writeln!(out, "rewrites  {}", self.rewrites);
         }
