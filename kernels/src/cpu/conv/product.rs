@@ -155,9 +155,9 @@ impl<const K: usize, const N: usize> Kernel for Tile<'_, K, N> {
                         }
                     }
                     Weave::Pairs => {
-                        for k in 0..K / 2 {
-                            for i in 0..N {
-                                put_woven(to(k, i), acc[2 * k][i], acc[2 * k + 1][i], p.past);
+                        for (k, two) in acc.chunks_exact(2).enumerate() {
+                            for (i, (&even, &odd)) in two[0].iter().zip(&two[1]).enumerate() {
+                                put_woven(to(k, i), even, odd, p.past);
                             }
                         }
                     }
@@ -205,7 +205,7 @@ impl<const K: usize, const N: usize> Tile<'_, K, N> {
             Weave::Pairs => (K / 2, 2 * lanes),
         };
         let whole = |spot: &Spot| {
-            let to = p.out.wrapping_offset(spot.offset).addr() | p.out_channel * 4;
+            let to = p.out.wrapping_offset(spot.offset).addr() | (p.out_channel * 4);
             spot.lo == 0 && spot.hi == floats && (!p.past || to.is_multiple_of(lanes * 4))
         };
         p.n_outs == channels && p.bias.is_none() && p.spots.iter().all(whole)
