@@ -19,6 +19,8 @@ mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod columns;
 #[cfg(target_arch = "x86_64")]
+mod correlate;
+#[cfg(target_arch = "x86_64")]
 mod depthwise;
 #[cfg(target_arch = "x86_64")]
 mod direct;
@@ -26,6 +28,8 @@ mod direct;
 mod dots;
 #[cfg(target_arch = "x86_64")]
 mod lowered;
+#[cfg(target_arch = "x86_64")]
+mod outer;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(target_arch = "x86_64")]
@@ -182,6 +186,7 @@ pub(crate) fn weight_grad<T: Real>(a: &ConvAttrs, job: &Job<T>, w: &mut [T], ws:
         };
         if done
             || depthwise::weight_grad(&geom, job, w, floats)
+            || correlate::weight_grad(&geom, job, w, floats)
             || wgrad::weight_grad(&geom, job, w, floats)
         {
             return;

@@ -22,6 +22,9 @@ use crate::view::In;
 /// Floats in the widest vector register.
 const LANES: usize = 16;
 
+/// Floats of a cache line.
+const LINE: usize = 16;
+
 /// Consecutive equally spaced source positions.
 #[derive(Clone, Copy, Debug)]
 struct Run {
@@ -170,6 +173,147 @@ impl Extents {
     }
 }
 
+/// How the rows of a channel are copied: the same for all channels of a sample.
+pub(super) struct Rows {
+    /// By row and run.
+    pieces: Vec<Piece>,
+    step: usize,
+    /// Floats between channels of the source.
+    channel: usize,
+    /// Channels between asking for a row and copying it: far enough for memory to answer,
+    /// near enough to stay in the cache although channels often lie a power of two apart.
+    ahead: usize,
+}
+
+/// Part of a row: zeros, then what is copied, then zeros.
+struct Piece {
+    /// Where it goes in a channel.
+    to: usize,
+    lo: usize,
+    hi: usize,
+    end: usize,
+    /// The first source in the first channel, and floats to the last one's.
+    from: *const f32,
+    floats: usize,
+}
+
+impl Rows {
+    /// All rows of the axes, `row` floats from one to the next.
+    pub(super) fn new(axes: &[Axis; 3], row: usize, x: &In<f32>, n: usize) -> Self {
+        let [_, channels, x_d, x_h, x_w] = x.dims();
+        let step = axes[2].step;
+        let mut pieces = Vec::with_capacity(axes[0].len * axes[1].len * axes[2].runs.len());
+        let mut start = 0;
+        for d in positions(&axes[0]) {
+            for h in positions(&axes[1]) {
+                let at = inside(d, x_d).zip(inside(h, x_h));
+                for (index, run) in axes[2].runs.iter().enumerate() {
+                    let is_last = index + 1 == axes[2].runs.len();
+                    let mut piece = Piece {
+                        to: start + run.at,
+                        lo: 0,
+                        hi: 0,
+                        end: if is_last { row - run.at } else { run.len },
+                        from: std::ptr::null(),
+                        floats: 0,
+                    };
+                    let ok = valid(run.first, step, run.len, x_w);
+                    if let (Some((d, h)), false) = (at, ok.is_empty()) {
+                        let first = (run.first + (ok.start * step) as isize) as usize;
+                        piece.floats = (ok.len() - 1) * step + 1;
+                        let row = |c| x.row(n, c, d, h, first..first + piece.floats);
+                        // The last channel's is found only to be checked.
+                        (piece.from, _) = (row(0).as_ptr(), row(channels - 1));
+                        (piece.lo, piece.hi) = (ok.start, ok.end);
+                    }
+                    pieces.push(piece);
+                }
+                start += row;
+            }
+        }
+        Rows {
+            step,
+            channel: x.layout().strides[1],
+            ahead: (12 / pieces.len().max(1)).clamp(1, 4),
+            pieces,
+        }
+    }
+
+    /// Copies channel `c`, after which others below `end` are copied.
+    ///
+    /// # Safety
+    /// The machine has the instructions, and the source has those channels.
+    #[inline(always)]
+    pub(super) unsafe fn copy<V: Vector>(&self, c: usize, end: usize, channel: &mut [f32]) {
+        for piece in &self.pieces {
+            let to = &mut channel[piece.to..piece.to + piece.end];
+            // SAFETY: as promised to this function.
+            unsafe { self.copy_piece::<V>(piece, c, end, to) };
+        }
+    }
+
+    /// Copies row `index` of channel `c` of axes with one run along rows.
+    ///
+    /// # Safety
+    /// As [`Rows::copy`].
+    #[inline(always)]
+    pub(super) unsafe fn copy_row<V: Vector>(
+        &self,
+        index: usize,
+        c: usize,
+        end: usize,
+        row: &mut [f32],
+    ) {
+        // SAFETY: as promised to this function.
+        unsafe { self.copy_piece::<V>(&self.pieces[index], c, end, row) };
+    }
+
+    /// Asks for the rows of channel `c`.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, c: usize) {
+        for index in 0..self.pieces.len() {
+            self.prefetch_row(index, c);
+        }
+    }
+
+    /// Asks for row `index` of channel `c`, as [`Rows::copy_row`] copies it.
+    #[inline(always)]
+    pub(super) fn prefetch_row(&self, index: usize, c: usize) {
+        let piece = &self.pieces[index];
+        let from = piece.from.wrapping_add(c * self.channel);
+        for at in (0..piece.floats).step_by(LINE) {
+            // SAFETY: prefetching has no effect on memory.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast()) };
+        }
+    }
+
+    /// # Safety
+    /// As [`Rows::copy`].
+    #[inline(always)]
+    unsafe fn copy_piece<V: Vector>(&self, piece: &Piece, c: usize, end: usize, to: &mut [f32]) {
+        let from = piece.from.wrapping_add(c * self.channel);
+        if c + self.ahead < end {
+            let next = from.wrapping_add(self.ahead * self.channel);
+            for at in (0..piece.floats).step_by(LINE) {
+                // SAFETY: prefetching has no effect on memory.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(at).cast()) };
+            }
+        }
+        if piece.lo > 0 {
+            to[..piece.lo].fill(0.0);
+        }
+        if piece.hi > piece.lo {
+            // SAFETY: `new` found these floats in the first channel and in the last.
+            let from = unsafe { std::slice::from_raw_parts(from, piece.floats) };
+            // SAFETY: as promised to this function.
+            unsafe { gather::<V>(&mut to[piece.lo..piece.hi], from, self.step) };
+        }
+        if piece.hi < piece.end {
+            to[piece.hi..].fill(0.0);
+        }
+    }
+}
+
 /// Copies `channels` of sample `n` into `panel`, zeros in the padding.
 ///
 /// # Safety
@@ -184,25 +328,14 @@ pub(super) unsafe fn fill<V: Vector>(
     channels: Range<usize>,
 ) {
     let (n_channels, end) = (channels.len(), channels.end);
-    // Far enough for memory to answer, near enough to stay in the cache although
-    // channels often lie a power of two apart.
-    let ahead = (12 / (axes[0].len * axes[1].len).max(1)).clamp(1, 4);
+    assert!(end <= x.dims()[1], "the map has these channels");
+    let rows = Rows::new(axes, extents.row, x, n);
     let rows_end = extents.slice * axes[0].len;
     for (c, channel) in channels.zip(panel.chunks_exact_mut(extents.channel)) {
+        // SAFETY: as promised to this function; the channel exists.
+        unsafe { rows.copy::<V>(c, end, channel) };
         // What is left of the last lines.
         channel[rows_end..].fill(0.0);
-        if rows_end == 0 {
-            continue;
-        }
-        let mut rows = channel.chunks_exact_mut(extents.row);
-        for d in positions(&axes[0]) {
-            for h in positions(&axes[1]) {
-                let row = rows.next().expect("a channel holds its rows");
-                let ahead = (c + ahead < end).then_some(c + ahead);
-                // SAFETY: as promised to this function.
-                unsafe { axes[2].fill::<V>(row, x, n, c, [d, h], ahead) };
-            }
-        }
     }
     let used = extents.channel * n_channels;
     panel[used..used + 2 * LANES].fill(0.0);

@@ -155,8 +155,8 @@ impl<const K: usize, const N: usize> Kernel for Tile<'_, K, N> {
                         }
                     }
                     Weave::Pairs => {
-                        for (k, pair) in acc.chunks_exact(2).enumerate() {
-                            for (i, (&even, &odd)) in pair[0].iter().zip(&pair[1]).enumerate() {
+                        for (k, two) in acc.chunks_exact(2).enumerate() {
+                            for (i, (&even, &odd)) in two[0].iter().zip(&two[1]).enumerate() {
                                 put_woven(to(k, i), even, odd, p.past);
                             }
                         }

@@ -12,7 +12,7 @@ use super::{conv, transpose, weight_grad};
 use crate::Job;
 use crate::real::Real;
 use crate::view::{Box4, In, Layout, Out};
-use cases::{Case, case, depthwise, lowered};
+use cases::{Case, case, depthwise, first_layer, lowered};
 
 fn ty<T: Real>(shape: Shape, form: Form) -> Ty {
     Ty {
@@ -308,7 +308,7 @@ proptest! {
     }
 
     #[test]
-    fn narrow_vectors_are_plain_bit_for_bit(case in prop_oneof![case(), depthwise(), lowered()]) {
+    fn narrow_vectors_are_plain_bit_for_bit(case in prop_oneof![case(), depthwise(), lowered(), first_layer()]) {
         let ops = operands::<f32>(&case);
         for (kind, shape) in [(Kind::Forward, case.y), (Kind::Transposed, case.x)] {
             let narrow = narrowly(|| run(&case, kind, &ops, &whole(shape), false));
@@ -367,7 +367,7 @@ proptest! {
     }
 
     #[test]
-    fn threads_do_not_change_bits(case in prop_oneof![case(), lowered()]) {
+    fn threads_do_not_change_bits(case in prop_oneof![case(), lowered(), first_layer()]) {
         let ops = operands::<f32>(&case);
         let all = || {
             (
@@ -386,7 +386,7 @@ proptest! {
     }
 
     #[test]
-    fn weight_gradients_are_accurate(case in prop_oneof![case(), lowered()]) {
+    fn weight_gradients_are_accurate(case in prop_oneof![case(), lowered(), first_layer()]) {
         let ops = operands::<f32>(&case);
         let part = case.part(&ty::<f32>(case.y, Form::Map));
         for plain in [false, true] {

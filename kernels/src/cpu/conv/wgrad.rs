@@ -53,7 +53,13 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     let most = most_channels(g);
     let width = Width::best(region.s(2).len());
     let (lanes, tile) = (width.lanes(), width.outs());
-    let (outs, ins) = parts(g, in_group, out_group, wanted, tile);
+    let [ins, outs] = parts(
+        g,
+        [in_group, out_group],
+        wanted,
+        [most.0, most.1],
+        [1, tile],
+    );
     let n_outs = out_group.div_ceil(outs);
     let n_ins = in_group.div_ceil(ins);
     let n_tasks = g.groups * n_outs * n_ins;
@@ -122,30 +128,30 @@ pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut
     true
 }
 
-/// Channels of `ȳ` and of `x` per task: enough tasks for the threads, and as
-/// little packing of the same channels by several tasks as possible.
-fn parts(
+/// Channels of `x` and of `ȳ` per task, at most so many of each and multiples of
+/// `steps`: enough tasks for the threads, and as little packing of the same channels by
+/// several tasks as possible.
+pub(super) fn parts(
     g: &Geom,
-    in_group: usize,
-    out_group: usize,
+    [in_group, out_group]: [usize; 2],
     workers: usize,
-    tile: usize,
-) -> (usize, usize) {
+    most: [usize; 2],
+    steps: [usize; 2],
+) -> [usize; 2] {
     let wanted = workers.div_ceil(g.groups);
-    let most = most_channels(g);
     let cuts = |channels: usize, most: usize, step: usize| {
         let least = channels.div_ceil(most);
-        (least..=channels.div_ceil(step).min(least + 2 * workers))
+        (least..=channels.div_ceil(step).min(least + 2 * workers).max(least))
             .map(move |n| channels.div_ceil(n).next_multiple_of(step))
     };
-    let best = cuts(out_group, most.1, tile)
-        .flat_map(|k| cuts(in_group, most.0, 1).map(move |c| (k, c)))
+    let best = cuts(out_group, most[1], steps[1])
+        .flat_map(|k| cuts(in_group, most[0], steps[0]).map(move |c| (k, c)))
         .map(|(k, c)| {
             let tasks = out_group.div_ceil(k) * in_group.div_ceil(c);
             // Work of the busiest thread in multiply-adds, and copies at ten each.
             let rounds = (tasks * g.groups).div_ceil(workers);
             let work = rounds * (k * c * g.taps() + 10 * (k + 2 * c));
-            (tasks < wanted, work, (k, c))
+            (tasks < wanted, work, [c, k])
         })
         .min();
     best.expect("at least one cut was tried").2
@@ -159,19 +165,19 @@ struct Layer<'a> {
 }
 
 /// The weights of one task.
-struct Part {
-    group: usize,
+pub(super) struct Part {
+    pub(super) group: usize,
     /// Output channels, within the group.
-    k: Range<usize>,
+    pub(super) k: Range<usize>,
     /// Input channels, within the group.
-    c: Range<usize>,
-    out_group: usize,
-    in_group: usize,
+    pub(super) c: Range<usize>,
+    pub(super) out_group: usize,
+    pub(super) in_group: usize,
 }
 
 impl Part {
     /// Where the weights of output channel `k` of this part lie in `w`.
-    fn at(&self, k: usize, taps: usize) -> usize {
+    pub(super) fn at(&self, k: usize, taps: usize) -> usize {
         ((self.group * self.out_group + k) * self.in_group + self.c.start) * taps
     }
 }

@@ -135,6 +135,20 @@ fn case_of(
 /// A convolution of some channels over rows of some length, as it is lowered to a
 /// matrix product: small kernels, strides of all relations to them.
 pub(super) fn lowered() -> impl Strategy<Value = Case> {
+    let channels = || prop_oneof![3 => 1..40usize, 1 => 60..72usize];
+    plain_taps(channels(), channels())
+}
+
+/// A convolution of few channels to many, as networks begin with.
+pub(super) fn first_layer() -> impl Strategy<Value = Case> {
+    plain_taps(1..10usize, 12..80usize)
+}
+
+/// A convolution of so many channels to so many, without groups or dilation.
+fn plain_taps(
+    ins: impl Strategy<Value = usize>,
+    outs: impl Strategy<Value = usize>,
+) -> impl Strategy<Value = Case> {
     let axis =
         (1..4usize, 1..4usize, 0..2usize, 0..3usize).prop_map(|(kernel, stride, pad, shape)| {
             // A third of the axes have one tap, a third taps that do not overlap.
@@ -145,8 +159,7 @@ pub(super) fn lowered() -> impl Strategy<Value = Case> {
             };
             [kernel, stride, pad]
         });
-    let channels = || prop_oneof![3 => 1..40usize, 1 => 60..72usize];
-    let shape = (1..3usize, channels(), channels(), any::<bool>());
+    let shape = (1..3usize, ins, outs, any::<bool>());
     let spatial = (1..5usize, 4..24usize, 8..150usize, 1..=3usize);
     let axes = prop::array::uniform3(axis);
     let cut = prop::array::uniform4((0..2usize, 6..9usize));

@@ -117,6 +117,11 @@ pub(super) trait Vector: Copy {
     unsafe fn store_some(self, to: *mut f32, lanes: usize);
     /// Lane by lane.
     unsafe fn add(self, other: Self) -> Self;
+    /// Adds the lanes to as many doubles.
+    unsafe fn add_to(self, sums: *mut f64);
+    /// As many vectors as lanes, `step` floats apart, as columns of a matrix whose rows are
+    /// stored `to_step` apart.
+    unsafe fn transpose(from: *const f32, step: usize, to: *mut f32, to_step: usize);
     /// The sums of the lanes of each of eight vectors.
     unsafe fn lane_sums(eight: [Self; 8]) -> [f32; 8];
     /// The even and the odd floats of two vectors that follow one another.
@@ -131,6 +136,15 @@ pub(super) trait Vector: Copy {
         at: usize,
         w: *const f32,
         w_step: usize,
+    );
+
+    /// `acc[m][v] += lanes[v][0…] · columns[m][at]`: a step of a weight gradient whose lanes
+    /// are channels.
+    unsafe fn outer_step<const M: usize, const N: usize>(
+        acc: &mut [[Self; N]; M],
+        lanes: &[*const f32; N],
+        columns: &[*const f32; M],
+        at: usize,
     );
 
     /// `acc[k][i] += x[i][at…] · y[k·y_step…]`: a step of a weight gradient.
@@ -198,6 +212,18 @@ mod tests {
                 let twos = 2.0 * n as f32;
                 let next = sum + (n * n) as f32;
                 assert_eq!(sums, [sum, 0.0, twos, 2.0 * sum, next, sum, twos, 0.0]);
+                let square: Vec<f32> = (0..n * (n + 1)).map(|i| i as f32).collect();
+                let mut turned = vec![-1.0; n * (n + 2)];
+                V::transpose(square.as_ptr(), n + 1, turned.as_mut_ptr(), n + 2);
+                for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    assert_eq!(turned[j * (n + 2) + i], square[i * (n + 1) + j]);
+                }
+                let mut doubles = vec![0.5; n];
+                b.add_to(doubles.as_mut_ptr());
+                b.add_to(doubles.as_mut_ptr());
+                for (i, &double) in doubles.iter().enumerate() {
+                    assert_eq!(double, 0.5 + 2.0 * (n + i) as f64);
+                }
                 for lanes in 0..=n {
                     to.fill(-1.0);
                     V::load_some(from.as_ptr().add(1), lanes).store(to.as_mut_ptr());

@@ -13,6 +13,7 @@ macro_rules! instructions {
         $features:literal, $zero:ident, $splat:ident, $load:ident, $store:ident,
         $store_past:ident, $add:ident, $fma:ident
     ) => {
+        #[inline(never)]
         #[target_feature(enable = $features)]
         unsafe fn call<K: Kernel>(kernel: K) {
             // SAFETY: as promised to this function.
@@ -82,6 +83,29 @@ macro_rules! instructions {
 
         #[inline]
         #[target_feature(enable = $features)]
+        unsafe fn outer_step<const M: usize, const N: usize>(
+            acc: &mut [[Self; N]; M],
+            lanes: &[*const f32; N],
+            columns: &[*const f32; M],
+            at: usize,
+        ) {
+            // SAFETY: as promised to this function.
+            unsafe {
+                let mut v = [$zero(); N];
+                for (v, lanes) in v.iter_mut().zip(lanes) {
+                    *v = $load(*lanes);
+                }
+                for (acc, column) in acc.iter_mut().zip(columns) {
+                    let x = $splat(*column.add(at));
+                    for (acc, &v) in acc.iter_mut().zip(&v) {
+                        *acc = $fma(v, x, *acc);
+                    }
+                }
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
         unsafe fn correlate_step<const K: usize, const N: usize>(
             acc: &mut [[Self; N]; K],
             x: &[*const f32; N],
@@ -140,6 +164,61 @@ impl Vector for __m512 {
     unsafe fn store_some(self, to: *mut f32, lanes: usize) {
         // SAFETY: as promised to this function.
         unsafe { _mm512_mask_storeu_ps(to, mask_512(lanes), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_to(self, sums: *mut f64) {
+        // SAFETY: as promised to this function.
+        unsafe {
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self)));
+            let low = _mm512_cvtps_pd(_mm512_castps512_ps256(self));
+            let high = _mm512_cvtps_pd(high);
+            _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), low));
+            let sums = sums.add(8);
+            _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), high));
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn transpose(from: *const f32, step: usize, to: *mut f32, to_step: usize) {
+        // SAFETY: as promised to this function.
+        unsafe {
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_ps(from.add(i * step));
+            }
+            let mut pairs = rows;
+            for i in (0..16).step_by(2) {
+                pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            // Quarter `q` of `fours[4 i + j]` is column `4 q + j` of rows `4 i` to `4 i + 3`.
+            let mut fours = pairs;
+            for i in (0..16).step_by(4) {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|j| _mm512_castps_pd(pairs[i + j]));
+                fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                fours[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+                let even = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let more_even = _mm512_shuffle_f32x4::<0x88>(c, d);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let more_odd = _mm512_shuffle_f32x4::<0xdd>(c, d);
+                let columns = [
+                    _mm512_shuffle_f32x4::<0x88>(even, more_even),
+                    _mm512_shuffle_f32x4::<0x88>(odd, more_odd),
+                    _mm512_shuffle_f32x4::<0xdd>(even, more_even),
+                    _mm512_shuffle_f32x4::<0xdd>(odd, more_odd),
+                ];
+                for (q, &column) in columns.iter().enumerate() {
+                    _mm512_storeu_ps(to.add((4 * q + j) * to_step), column);
+                }
+            }
+        }
     }
 
     #[inline(always)]
@@ -229,6 +308,53 @@ impl Vector for __m256 {
     unsafe fn store_some(self, to: *mut f32, lanes: usize) {
         // SAFETY: as promised to this function.
         unsafe { _mm256_maskstore_ps(to, mask_256(lanes), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_to(self, sums: *mut f64) {
+        // SAFETY: as promised to this function.
+        unsafe {
+            let low = _mm256_cvtps_pd(_mm256_castps256_ps128(self));
+            let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self));
+            _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), low));
+            let sums = sums.add(4);
+            _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), high));
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2")]
+    unsafe fn transpose(from: *const f32, step: usize, to: *mut f32, to_step: usize) {
+        // SAFETY: as promised to this function.
+        unsafe {
+            let mut rows = [_mm256_setzero_ps(); 8];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm256_loadu_ps(from.add(i * step));
+            }
+            let mut pairs = rows;
+            for i in (0..8).step_by(2) {
+                pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            // Half `h` of `fours[4 i + j]` is column `4 h + j` of rows `4 i` to `4 i + 3`.
+            let mut fours = pairs;
+            for i in (0..8).step_by(4) {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|j| _mm256_castps_pd(pairs[i + j]));
+                fours[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+                fours[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+                fours[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+                fours[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+            }
+            for j in 0..4 {
+                let (a, b) = (fours[j], fours[4 + j]);
+                let (low, high) = (
+                    _mm256_permute2f128_ps::<0x20>(a, b),
+                    _mm256_permute2f128_ps::<0x31>(a, b),
+                );
+                _mm256_storeu_ps(to.add(j * to_step), low);
+                _mm256_storeu_ps(to.add((4 + j) * to_step), high);
+            }
+        }
     }
 
     #[inline(always)]
