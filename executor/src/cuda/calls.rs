@@ -10,11 +10,10 @@ use crate::error::ExecError;
 use crate::source::TileSource;
 
 use super::driver::failed;
-use super::pinned::Pinned;
 use super::queue::Queue;
 use super::schedule::{Bytes, Lane};
 use super::spill::Piece;
-use super::{Cuda, copies, driver};
+use super::{Cuda, copies, driver, pinned};
 
 impl<T: Real> Backend<T> for Cuda<T> {
     fn stores(&self, dtype: DType) -> bool {
@@ -86,7 +85,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
     }
 
     fn host_memory(&mut self, bytes: usize) -> Result<HostMemory, ExecError> {
-        Ok(Box::new(Pinned::<u8>::new(&self.context, bytes)?))
+        Ok(pinned::memory(&self.context, bytes)?)
     }
 
     fn beside_arena_bytes(&self) -> u64 {
@@ -125,7 +124,7 @@ impl<T: Real> Backend<T> for Cuda<T> {
             // All of one size, so that memory serves every piece.
             let bytes = (layout.len * layout.dtype.bytes()).max(PIECE_BYTES);
             let context = &self.context;
-            let make = |bytes| Ok(Box::new(Pinned::<u8>::new(context, bytes)?) as HostMemory);
+            let make = |bytes| Ok(pinned::memory(context, bytes)?);
             let mut memory = self.writer.memory(bytes, make)?;
             self.download(src, &region, AnyOut::new(layout, (*memory).as_mut()))?;
             let marked = self.stream(Lane::ToHost).record_event(None);

@@ -36,7 +36,7 @@ pub(super) fn region(asked: &Box4, layout: &Layout) -> Box4 {
     }
 }
 
-/// The inputs as the block holds them; [`Op::Concat`] alone has more than fit,
+/// The inputs as the block holds them; `Op::Concat` alone has more than fit,
 /// and is called once per input.
 pub(super) fn views(inputs: &[Placed]) -> [View; 5] {
     let mut views = [View::default(); 5];
