@@ -5,40 +5,32 @@
 //! large, the error that names it. Which of several equal programs is planned, and
 //! how, is decided by who asks (`compare`).
 
+mod packed;
+mod tight;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::budget::{Budget, ByteSize};
+use crate::budget::Budget;
 use crate::candidates::{Candidate, candidates};
 use crate::cost::least_secs;
-use crate::error::{Beyond, ForcingBuffer, PlanError};
+use crate::error::PlanError;
 use crate::grids::Grids;
 use crate::machine::Machine;
 use crate::made::{Made, Quick, Start};
 use crate::memo::Memo;
 use crate::place::{Goal, Placed, Problem, Proof, decide, place, prove};
-use crate::plan::{Buffer, Plan};
+use crate::plan::Plan;
 use crate::program::Program;
 use crate::schedule::{self, Decision};
 use crate::search::{Found, Prices, Space};
 use crate::segment::{Fineness, Segments, segment, storable};
 use crate::strategy::Strategy;
-use crate::unforeseen::unforeseen;
-use crate::{explain, tile};
+use crate::tile;
 
 /// How often a placement is asked again with a cap lowered by what packing
 /// lacked.
 const REPACKS: usize = 12;
-/// By what factors the smallest plan is undercut, one after the other, each as
-/// often as a quick search can; a byte less than the last is too little.
-const SHRINKS: [f64; 4] = [0.85, 0.96, 0.99, 1.0];
-
-/// A placement near another is taken if it is slower by less than this factor.
-const NEAR: f64 = 1.001;
-
-/// Steps of each factor.
-const SHRINK_STEPS: usize = 24;
-
 /// Where candidates come from.
 pub type Source = (Strategy, Fineness, Grids);
 
@@ -70,16 +62,6 @@ impl<'a> Planner<'a> {
             budget,
             pools: Mutex::default(),
         }
-    }
-
-    /// The fastest plan that a search for the smallest one comes by; failing that
-    /// the smallest; failing that the error that names it.
-    ///
-    /// # Errors
-    /// [`PlanError::Infeasible`], [`PlanError::HostTooSmall`] and
-    /// [`PlanError::Solver`].
-    pub fn tightly(&self, strategy: Strategy) -> Result<Made, PlanError> {
-        self.tight(strategy, self.budget.device_bytes)
     }
 
     /// Seconds that no plan goes below.
@@ -165,55 +147,6 @@ impl<'a> Planner<'a> {
         prove(&problem, &space, &made.found, cap, None)
     }
 
-    /// A plan where a quick search finds none.
-    fn tight(&self, strategy: Strategy, cap: u64) -> Result<Made, PlanError> {
-        let (grids, smallest) = if strategy.may_tile() {
-            (Grids::Ladder, Grids::Smallest)
-        } else {
-            (Grids::Whole, Grids::Whole)
-        };
-        let mut least = match self.sizes(strategy) {
-            Some(sizes) => self.smallest_fixed(strategy, &sizes)?,
-            None => self.smallest((strategy, fine(strategy), smallest))?,
-        };
-        // It does not depend on the cap, so whoever then gives what the error
-        // names gets a plan.
-        for less in SHRINKS {
-            let aim = |least: &Made| {
-                let peak = least.peak_bytes();
-                ((peak as f64 * less) as u64).min(peak - 1)
-            };
-            for _ in 0..SHRINK_STEPS {
-                match self.quick(strategy, aim(&least), f64::INFINITY).made() {
-                    Some(made) => least = made,
-                    None => break,
-                }
-            }
-        }
-        if least.peak_bytes() > cap {
-            return Err(self.infeasible(strategy, &least.plan));
-        }
-        if self.sizes(strategy).is_none() {
-            for grids in [grids, smallest] {
-                let source = (strategy, fine(strategy), grids);
-                if let Some(made) = self
-                    .fastest(source, cap, self.least_workspace_bytes(), f64::INFINITY)
-                    .made()
-                    .filter(|m| m.secs() < least.secs())
-                {
-                    return Ok(made);
-                }
-            }
-        }
-        Ok(least)
-    }
-
-    /// Tile extents of the strategies that have but one, largest first.
-    fn sizes(&self, strategy: Strategy) -> Option<Vec<usize>> {
-        let fixed = [Strategy::Streaming, Strategy::TileCheckpoint];
-        fixed.contains(&strategy).then(|| self.tile_sizes())
-    }
-
     fn tile_sizes(&self) -> Vec<usize> {
         let maps = self.program.nodes.iter().filter(|n| n.ty.is_map());
         let extents = maps.flat_map(|n| n.ty.shape.spatial().to_vec());
@@ -283,116 +216,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The plan of a placement; if packing needs more than the caps, of another one
-    /// for as much less: near it, or where `prices` lead, or of a search anew.
-    fn packed(
-        &self,
-        source: Source,
-        cap: u64,
-        (problem, space): (&Problem<'_>, &mut Space<'_>),
-        mut found: Found,
-        (below, prices): (f64, Option<&Prices>),
-    ) -> Quick {
-        let mut aim_bytes = cap;
-        for _ in 0..REPACKS {
-            if found.score.secs >= below {
-                return Quick::Slower(found.score.secs);
-            }
-            let (decision, plan) = self.schedule(problem, &found);
-            let peak = plan.predicted.peak_bytes;
-            let disk_over = self.disk_over(&plan);
-            if peak <= cap && disk_over == 0 {
-                return Quick::Made(Box::new(Made {
-                    plan,
-                    found,
-                    source,
-                    workspace_bytes: problem.workspace_bytes,
-                }));
-            }
-            if peak > cap {
-                let lessons = unforeseen(problem, &found, &decision, &plan);
-                for &(candidate, bytes) in &lessons {
-                    space.charge(candidate, bytes);
-                }
-                // Else there is room but for gaps between buffers.
-                if lessons.is_empty() || plan.most_live_bytes() <= cap {
-                    let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
-                        return Quick::TooLarge;
-                    };
-                    aim_bytes = aim;
-                }
-            }
-            space.shrink_disk(disk_over);
-            // What packing lacks is little: near what was found is often enough.
-            let secs = found.score.secs;
-            let mut next = space.near(&found.path, aim_bytes);
-            let is_enough =
-                |n: &Option<Found>| n.as_ref().is_some_and(|n| n.score.secs <= secs * NEAR);
-            if let (false, Some(prices)) = (is_enough(&next), prices) {
-                let priced = space.refine(&found.path, prices, aim_bytes);
-                next = next.into_iter().chain([priced]).reduce(Found::better);
-            }
-            if !is_enough(&next) {
-                let goal = Goal::Seconds {
-                    device_bytes: aim_bytes,
-                    below_secs: below,
-                };
-                if let Placed::Found(anew) = place(space, goal, Some(&found)) {
-                    next = next.into_iter().chain([anew]).reduce(Found::better);
-                }
-            }
-            found = match next.filter(|n| n.score.fits()) {
-                Some(next) => next,
-                None => return Quick::TooLarge,
-            };
-        }
-        Quick::TooLarge
-    }
-
-    /// The plan that needs least device memory, as far as found.
-    fn smallest(&self, source: Source) -> Result<Made, PlanError> {
-        let pool = self.pool(source);
-        let problem = self.problem(source, &pool, self.least_workspace_bytes());
-        let mut space = Space::new(&problem);
-        for _ in 0..REPACKS {
-            let Placed::Found(found) = place(&space, Goal::Memory, None) else {
-                break;
-            };
-            let (_, plan) = self.schedule(&problem, &found);
-            match self.disk_over(&plan) {
-                0 => {
-                    return Ok(Made {
-                        plan,
-                        found,
-                        source,
-                        workspace_bytes: problem.workspace_bytes,
-                    });
-                }
-                over => space.shrink_disk(over),
-            }
-        }
-        Err(PlanError::HostTooSmall {
-            strategy: source.0.name(),
-            beyond: Beyond::of(&self.budget),
-        })
-    }
-
     /// By how much the gaps between its tensors make a plan's spill file too large.
     fn disk_over(&self, plan: &Plan) -> u64 {
         (plan.predicted.disk_peak_bytes).saturating_sub(self.budget.disk_bytes)
-    }
-
-    /// The same where all tiles have one size.
-    fn smallest_fixed(&self, strategy: Strategy, sizes: &[usize]) -> Result<Made, PlanError> {
-        let source = |t| (strategy, Fineness::Fine, Grids::Fixed(t));
-        let mut least = self.smallest(source(sizes[0]))?;
-        for &t in sizes[1..].iter().filter(|t| **t <= 64) {
-            let made = self.smallest(source(t))?;
-            if made.peak_bytes() < least.peak_bytes() {
-                least = made;
-            }
-        }
-        Ok(least)
     }
 
     fn pool(&self, source: Source) -> Arc<Pool> {
@@ -440,55 +266,5 @@ impl<'a> Planner<'a> {
         let (budget, strategy) = (self.budget, problem.strategy);
         let plan = schedule::schedule(self.program, machine, budget, strategy, &decision);
         (decision, plan)
-    }
-
-    fn infeasible(&self, strategy: Strategy, least: &Plan) -> PlanError {
-        let peak = least.predicted.peak_bytes;
-        let top = least
-            .buffers
-            .iter()
-            .find(|b| b.offset + b.bytes > peak.saturating_sub(64));
-        let at = top.map_or(0, |b| b.live.0);
-        let mut live: Vec<&Buffer> = least
-            .buffers
-            .iter()
-            .filter(|b| b.live.0 <= at && at <= b.live.1)
-            .collect();
-        live.sort_by_key(|b| (std::cmp::Reverse(b.bytes), b.offset));
-        let forcing = live
-            .into_iter()
-            .take(4)
-            .map(|b| ForcingBuffer {
-                name: b.node.map_or("kernel scratch".to_owned(), |n| {
-                    self.program.node(n).name.clone()
-                }),
-                reason: explain::purpose(b.purpose).to_owned(),
-                bytes: b.bytes,
-            })
-            .collect();
-        PlanError::Infeasible {
-            strategy: strategy.name(),
-            device: ByteSize(self.budget.device_bytes),
-            beyond: Beyond::of(&self.budget),
-            smallest: ByteSize(peak),
-            smallest_bytes: peak,
-            forcing,
-        }
-    }
-}
-
-/// How levels are cut where memory is all that counts.
-fn fine(strategy: Strategy) -> Fineness {
-    match strategy {
-        Strategy::Paging => Fineness::Nodes,
-        Strategy::Checkpoint => Fineness::Roots,
-        Strategy::Optimal
-        | Strategy::StoreAll
-        | Strategy::RecomputeAll
-        | Strategy::OffloadAll
-        | Strategy::Streaming
-        | Strategy::TileCheckpoint
-        | Strategy::RematIlp
-        | Strategy::RematPageIlp => Fineness::Fine,
     }
 }
