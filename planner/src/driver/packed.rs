@@ -38,12 +38,12 @@ impl Planner<'_> {
                 }));
             }
             if peak > cap {
-                let lessons = unforeseen(problem, &found, &decision, &plan);
-                for &(candidate, bytes) in &lessons {
-                    space.charge(candidate, bytes);
+                let mut has_learnt = false;
+                for (candidate, bytes) in unforeseen(problem, &found, &decision, &plan) {
+                    has_learnt |= space.charge(candidate, bytes);
                 }
                 // Else there is room but for gaps between buffers.
-                if lessons.is_empty() || plan.most_live_bytes() <= cap {
+                if !has_learnt || plan.most_live_bytes() <= cap {
                     let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
                         return Quick::TooLarge;
                     };

@@ -279,9 +279,13 @@ impl<'a> Space<'a> {
         }
     }
 
-    /// Adds to a candidate's scratch what a plan was found to take.
-    pub fn charge(&mut self, candidate: usize, bytes: u64) {
-        self.scratch[candidate] += bytes as f64;
+    /// Takes a candidate to need as many bytes more as a plan was found to; tells
+    /// whether that was not known.
+    pub fn charge(&mut self, candidate: usize, bytes: u64) -> bool {
+        let taken = (self.candidates[candidate].scratch_bytes + bytes) as f64;
+        let is_new = taken > self.scratch[candidate];
+        self.scratch[candidate] = taken.max(self.scratch[candidate]);
+        is_new
     }
 
     /// Takes `bytes` of the disk away: what its tensors lose to gaps in the file.
