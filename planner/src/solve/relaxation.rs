@@ -1,5 +1,7 @@
 //! Linear relaxations that grow, solved from where they stand.
 
+use std::time::Instant;
+
 use highs::HighsModelStatus;
 
 use crate::error::PlanError;
@@ -36,10 +38,11 @@ impl Relaxed {
     }
 }
 
-/// Simplex iterations at most: per row and column, and at least. Solving takes about one
-/// per row; whoever needs so many goes in circles.
-const ITERATIONS: usize = 20;
-const LEAST_ITERATIONS: usize = 50_000;
+/// Seconds that one solve may take at most: at least, and per row and column. About a
+/// hundred times what it takes: now and then the dual simplex method proves the same
+/// infeasibility again and again, and counts no iteration for it.
+const LEAST_SECS: f64 = 2.0;
+const SECS: f64 = 4e-4;
 
 /// HiGHS's names of its simplex methods.
 const DUAL: i32 = 1;
@@ -54,6 +57,8 @@ pub struct Relaxation {
     rows: Vec<highs::Row>,
     /// Terms of each row that are known.
     terms: Vec<usize>,
+    /// What solving has taken so far.
+    secs: f64,
 }
 
 impl Relaxation {
@@ -75,6 +80,7 @@ impl Relaxation {
             bounds: Vec::new(),
             rows: Vec::new(),
             terms: Vec::new(),
+            secs: 0.0,
         })
     }
 
@@ -135,9 +141,12 @@ impl Relaxation {
             self.bounds.push((c.lo, c.hi));
         }
         let size = model.rows.len() + model.columns.len();
-        let most = i32::try_from(ITERATIONS * size + LEAST_ITERATIONS).unwrap_or(i32::MAX);
-        (highs.try_set_option("simplex_iteration_limit", most)).map_err(|e| failed(&e))?;
+        // HiGHS counts the seconds of all solves together.
+        let most = self.secs + LEAST_SECS + SECS * size as f64;
+        (highs.try_set_option("time_limit", most)).map_err(|e| failed(&e))?;
+        let begin = Instant::now();
         let solved = highs.try_solve().map_err(|e| failed(&e))?;
+        self.secs += begin.elapsed().as_secs_f64();
         let answer = match solved.status() {
             HighsModelStatus::Optimal => Some(Relaxed {
                 value: solved.objective_value(),
