@@ -8,10 +8,11 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use sstep_autodiff::{DType, Op, Region, Span, Ty};
+use rayon::prelude::*;
+use sstep_autodiff::{DType, Form, Op, Region, Span, Ty};
 
 use super::lanes::wide;
-use super::parts::{Channels, STREAM, each_part, region as region_of};
+use super::parts::{Channels, STREAM, each_part};
 use super::{accumulate, run};
 use crate::real::Element;
 use crate::view::{AnyIn, AnyOut, Box4, In, Layout, Out};
@@ -242,7 +243,17 @@ fn convert<A: Element, B: Element>(
     region: &Region,
     row_to_row: impl Fn(&[A], &mut [B]) + Sync,
 ) {
-    let region = region_of(&Box4::lift(region), to.layout());
+    if to.layout().form == Form::Flat {
+        // Rows of a weight are as short as its kernel.
+        let mut to = *to;
+        let (from, to) = (from.flat(), to.flat());
+        if to.len() < 2 * STREAM {
+            return row_to_row(from, to);
+        }
+        let pieces = to.par_chunks_mut(STREAM).zip(from.par_chunks(STREAM));
+        return pieces.for_each(|(to, from)| row_to_row(from, to));
+    }
+    let region = Box4::lift(region);
     each_part(
         &mut to.clone(),
         &region,
@@ -250,6 +261,11 @@ fn convert<A: Element, B: Element>(
         STREAM,
         |mut part| {
             let (n, c, d) = (part.n, part.c.start, part.d);
+            let rows = from.rows([n, c, d], &part.h, &part.w);
+            if let Some((from, to)) = rows.zip(part.rows(c)) {
+                // Rows of small maps are short.
+                return row_to_row(from, to);
+            }
             for h in part.h.clone() {
                 let row = from.row(n, c, d, h, part.w.clone());
                 row_to_row(row, part.row(c, h));
