@@ -18,8 +18,8 @@ use crate::real::Element;
 use crate::view::{AnyIn, AnyOut, Box4, In, Layout, Out};
 use crate::{Job, State, StoredJob};
 
-/// Part of the scratch that decoded values leave to the kernel, if they can.
-const FOR_KERNELS: usize = 4;
+/// Part of the scratch beyond the least that decoded values leave to the kernel.
+const FOR_KERNELS: u64 = 4;
 
 /// What every decoded tensor is aligned to in scratch, in elements.
 const ALIGN: usize = 16;
@@ -99,13 +99,12 @@ fn pieces(
     // SAFETY: plain numbers, of which any bits are valid.
     let (_, scratch, _) = unsafe { scratch.align_to_mut::<f32>() };
     let all = size_of_val(scratch) as u64;
-    let kept = all - all / FOR_KERNELS as u64;
     let least = job.op.least_decoded_bytes(&tys, out);
     assert!(
         least <= all,
         "a plan has scratch for what its kernels decode"
     );
-    let most = if least <= kept { kept } else { all };
+    let most = all - (all - least) / FOR_KERNELS;
     let mut scratch = scratch;
     // Flat tensors serve every piece.
     let wide = |ty: &Ty| ty.with_dtype(ty.dtype.wide());
