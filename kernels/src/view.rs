@@ -169,6 +169,24 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// Offset and number of the elements of consecutive rows, checked, if nothing lies
+    /// between them.
+    fn rows(
+        &self,
+        [n, c, d]: [usize; 3],
+        h: &Range<usize>,
+        w: &Range<usize>,
+    ) -> Option<(usize, usize)> {
+        if h.len() != 1 && self.strides[3] != w.len() {
+            return None;
+        }
+        let (at, len) = self.row(n, c, d, h.start, w);
+        self.row(n, c, d, h.end - 1, w);
+        Some((at, len * h.len()))
+    }
+}
+
 /// `[N, C, D, H, W]` of a shape, ones where it has no such axis.
 fn lift_shape(shape: &Shape) -> [usize; 5] {
     let spatial = shape.spatial();
@@ -241,6 +259,18 @@ impl<'a, T: Copy> In<'a, T> {
         let (at, len) = self.layout.row(n, c, d, h, &w);
         // SAFETY: `row` checked that the range lies within the buffer.
         unsafe { std::slice::from_raw_parts(self.base.add(at), len) }
+    }
+
+    /// Rows `h` of `at = [n, c, d]` as one slice, if nothing lies between them.
+    pub(crate) fn rows(
+        &self,
+        at: [usize; 3],
+        h: &Range<usize>,
+        w: &Range<usize>,
+    ) -> Option<&'a [T]> {
+        let (at, len) = self.layout.rows(at, h, w)?;
+        // SAFETY: `rows` checked that the range lies within the buffer.
+        Some(unsafe { std::slice::from_raw_parts(self.base.add(at), len) })
     }
 
     /// Where element `(n, c, d, h, w)` would lie, not checked: to prefetch it.
@@ -347,6 +377,22 @@ impl<'a, T: Copy> Out<'a, T> {
         let (at, len) = self.layout.row(n, c, d, h, &w);
         // SAFETY: in bounds as checked; not aliased, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(at), len) }
+    }
+
+    /// Rows `h` of `at = [n, c, d]` as one slice, if nothing lies between them.
+    ///
+    /// # Safety
+    /// As [`Out::row_mut`].
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn rows_mut(
+        &self,
+        at: [usize; 3],
+        h: &Range<usize>,
+        w: &Range<usize>,
+    ) -> Option<&'a mut [T]> {
+        let (at, len) = self.layout.rows(at, h, w)?;
+        // SAFETY: in bounds as checked; not aliased, as the caller promises.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.base.add(at), len) })
     }
 
     /// The part of sample `n`, as a batch of one.

@@ -15,7 +15,7 @@ use sstep_autodiff::{DType, NodeId, Op, Region, Tape, Ty};
 use crate::error::PlanError;
 
 /// Bytes of decoded maps that make a kernel's call on narrow tensors worth its while.
-const DECODED_BYTES: u64 = 128 << 10;
+const DECODED_BYTES: u64 = 2 << 20;
 
 /// Index of a node of a [`Program`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

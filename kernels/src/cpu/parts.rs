@@ -56,6 +56,13 @@ impl<T: Element> Part<'_, T> {
         // the only one handed out.
         unsafe { self.out.row_mut(self.n, c, self.d, h, self.w.clone()) }
     }
+
+    /// All rows of channel `c` as one slice, if nothing lies between them.
+    pub(super) fn rows(&mut self, c: usize) -> Option<&mut [T]> {
+        assert!(self.c.contains(&c), "a part writes its own rows");
+        // SAFETY: as in `row`.
+        unsafe { (self.out).rows_mut([self.n, c, self.d], &self.h, &self.w) }
+    }
 }
 
 /// Positions a call computes: those asked for of a map, all of a flat tensor.

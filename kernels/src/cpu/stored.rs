@@ -8,17 +8,18 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use sstep_autodiff::{DType, Op, Region, Span, Ty};
+use rayon::prelude::*;
+use sstep_autodiff::{DType, Form, Op, Region, Span, Ty};
 
 use super::lanes::wide;
-use super::parts::{Channels, STREAM, each_part, region as region_of};
+use super::parts::{Channels, STREAM, each_part};
 use super::{accumulate, run};
 use crate::real::Element;
 use crate::view::{AnyIn, AnyOut, Box4, In, Layout, Out};
 use crate::{Job, State, StoredJob};
 
-/// Part of the scratch that decoded values leave to the kernel, if they can.
-const FOR_KERNELS: usize = 4;
+/// Part of the scratch beyond the least that decoded values leave to the kernel.
+const FOR_KERNELS: u64 = 4;
 
 /// What every decoded tensor is aligned to in scratch, in elements.
 const ALIGN: usize = 16;
@@ -98,13 +99,12 @@ fn pieces(
     // SAFETY: plain numbers, of which any bits are valid.
     let (_, scratch, _) = unsafe { scratch.align_to_mut::<f32>() };
     let all = size_of_val(scratch) as u64;
-    let kept = all - all / FOR_KERNELS as u64;
     let least = job.op.least_decoded_bytes(&tys, out);
     assert!(
         least <= all,
         "a plan has scratch for what its kernels decode"
     );
-    let most = if least <= kept { kept } else { all };
+    let most = all - (all - least) / FOR_KERNELS;
     let mut scratch = scratch;
     // Flat tensors serve every piece.
     let wide = |ty: &Ty| ty.with_dtype(ty.dtype.wide());
@@ -242,7 +242,17 @@ fn convert<A: Element, B: Element>(
     region: &Region,
     row_to_row: impl Fn(&[A], &mut [B]) + Sync,
 ) {
-    let region = region_of(&Box4::lift(region), to.layout());
+    if to.layout().form == Form::Flat {
+        // Rows of a weight are as short as its kernel.
+        let mut to = *to;
+        let (from, to) = (from.flat(), to.flat());
+        if to.len() < 2 * STREAM {
+            return row_to_row(from, to);
+        }
+        let pieces = to.par_chunks_mut(STREAM).zip(from.par_chunks(STREAM));
+        return pieces.for_each(|(to, from)| row_to_row(from, to));
+    }
+    let region = Box4::lift(region);
     each_part(
         &mut to.clone(),
         &region,
@@ -250,6 +260,11 @@ fn convert<A: Element, B: Element>(
         STREAM,
         |mut part| {
             let (n, c, d) = (part.n, part.c.start, part.d);
+            let rows = from.rows([n, c, d], &part.h, &part.w);
+            if let Some((from, to)) = rows.zip(part.rows(c)) {
+                // Rows of small maps are short.
+                return row_to_row(from, to);
+            }
             for h in part.h.clone() {
                 let row = from.row(n, c, d, h, part.w.clone());
                 row_to_row(row, part.row(c, h));
