@@ -60,11 +60,13 @@ pub fn chart(title: &str, lines: &[Line]) -> String {
     }
     for step in 0..=4 {
         let s = (secs.0 + (secs.1 - secs.0) * f64::from(step) / 4.0).exp();
+        // Three or four digits in all, so that there is room for them.
+        let digits = (2.0 - s.log10().floor()).clamp(0.0, 6.0) as usize;
         let (at, end) = (y(s), WIDTH - RIGHT);
         let _ = writeln!(
             out,
             "<line x1=\"{LEFT}\" x2=\"{end}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#eee\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{s:.3} s</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{s:.digits$} s</text>",
             LEFT - 6.0,
             at + 4.0
         );
