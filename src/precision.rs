@@ -40,7 +40,7 @@ impl Precision {
     /// The tape with its maps stored so.
     ///
     /// # Errors
-    /// [`TapeError::Shape`] if it computes in `f64`, or stores something in 16 bits
+    /// [`TapeError::Precision`] if it computes in `f64`, or stores something in 16 bits
     /// already.
     pub fn apply(self, tape: Tape) -> Result<Tape, TapeError> {
         match self.narrow() {

@@ -45,7 +45,7 @@ use crate::ty::DType;
 /// ```
 ///
 /// # Errors
-/// [`TapeError::Shape`] if `to` is not narrow, if the tape computes in `f64`, or if it
+/// [`TapeError::Precision`] if `to` is not narrow, if the tape computes in `f64`, or if it
 /// stores something in 16 bits already.
 pub fn narrow(tape: &Tape, to: DType) -> Result<Tape, TapeError> {
     check(tape, to)?;

@@ -83,9 +83,9 @@ pub fn compare(
                 let (improved, found) =
                     rayon::join(|| optimal(&planners, starts), || rivals(known));
                 others = Some((known, found));
-                improved?
+                improved
             } else {
-                optimal(&planners, starts)?
+                optimal(&planners, starts)
             }
         }
         _ => (quick(strategy, f64::INFINITY), None),
@@ -114,7 +114,7 @@ pub fn compare(
     }
     let proof = match proof {
         Some(proof) => proof,
-        None => planners[at].prove(&made)?,
+        None => planners[at].prove(&made),
     };
     let mut plan = planners[at].finish(made, machine, &proof);
     plan.rewrites = variants[programs[at].0].report.to_string();
@@ -163,10 +163,7 @@ fn starts(planners: &[Planner<'_>], least_secs: &[f64]) -> Vec<(usize, Start)> {
 
 /// The best plan in the large space of any program, and what is known of all of that
 /// program.
-fn optimal(
-    planners: &[Planner<'_>],
-    starts: Vec<(usize, Start)>,
-) -> Result<(Best, Option<Proof>), PlanError> {
+fn optimal(planners: &[Planner<'_>], starts: Vec<(usize, Start)>) -> (Best, Option<Proof>) {
     let mut best: Best = None;
     let mut proof: Option<Proof> = None;
     // What memory is worth is much the same in all of them: once that is known, a look
@@ -181,7 +178,7 @@ fn optimal(
         if prices.is_some() && start.secs() >= below {
             continue;
         }
-        let (made, known) = planners[at].improve(start, below)?;
+        let (made, known) = planners[at].improve(start, below);
         prices = prices.or_else(|| known.prices.clone());
         if let Some(made) = made
             && (best.as_ref()).is_none_or(|(_, b)| made.secs() < b.secs())
@@ -190,5 +187,5 @@ fn optimal(
             proof = Some(known);
         }
     }
-    Ok((best, proof))
+    (best, proof)
 }

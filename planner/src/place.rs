@@ -10,9 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::candidates::Candidate;
-use crate::error::PlanError;
 use crate::machine::Machine;
-use crate::master::{self, Effort};
+use crate::master::{self, Effort, Known};
 use crate::plan::Tier;
 use crate::program::{NodeIx, Program};
 use crate::schedule::{Decision, HomeDecision, StageDecision};
@@ -134,23 +133,21 @@ pub struct Proof {
 /// Bounds the seconds of every placement within `cap_bytes` and, if told to improve,
 /// looks for one that takes less than `below` seconds and is better than `found`,
 /// which need not fit. The bound is then one of all that take less.
-///
-/// # Errors
-/// [`PlanError::Solver`] if the solver fails.
+/// If the solver fails it is that of stages alone, whatever memory they have.
 pub fn prove(
     problem: &Problem<'_>,
     space: &Space<'_>,
     found: &Found,
     cap_bytes: u64,
     below: Option<f64>,
-) -> Result<Proof, PlanError> {
+) -> Proof {
     if found.is_least {
-        return Ok(Proof {
+        return Proof {
             bound_secs: found.score.secs,
             better: None,
             prices: None,
             n_binaries: 0,
-        });
+        };
     }
     let mut better: Option<Found> = None;
     let improve = below.is_some();
@@ -175,19 +172,19 @@ pub fn prove(
         best.score.fitting_secs().min(below)
     };
     let first = space.starters(found, cap_bytes);
-    let (bound_secs, prices, n_binaries) =
-        match master::bound(problem, cap_bytes, first, effort, below, look) {
-            Ok(known) => (known.bound_secs, known.prices, known.n_binaries),
-            // What was found stands, only less is known of it.
-            Err(PlanError::Solver { .. }) => (space.least_secs(), None, 0),
-            Err(error) => return Err(error),
-        };
-    Ok(Proof {
-        bound_secs,
+    let known = master::bound(problem, cap_bytes, first, effort, below, look);
+    // If the solver failed, what was found stands; only less is known of it.
+    let known = known.unwrap_or_else(|_| Known {
+        bound_secs: space.least_secs(),
+        prices: None,
+        n_binaries: 0,
+    });
+    Proof {
+        bound_secs: known.bound_secs,
         better,
-        prices,
-        n_binaries,
-    })
+        prices: known.prices,
+        n_binaries: known.n_binaries,
+    }
 }
 
 /// The chosen path, with only what somebody really reads stored.

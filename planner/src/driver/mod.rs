@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::budget::Budget;
 use crate::candidates::{Candidate, candidates};
 use crate::cost::least_secs;
-use crate::error::PlanError;
 use crate::grids::Grids;
 use crate::machine::Machine;
 use crate::made::{Made, Quick, Start};
@@ -96,22 +95,19 @@ impl<'a> Planner<'a> {
 
     /// The best that the integer program finds from a start, if it takes less than
     /// `below` seconds; and what it knows of those that do.
-    ///
-    /// # Errors
-    /// [`PlanError::Solver`].
-    pub fn improve(&self, start: Start, below: f64) -> Result<(Option<Made>, Proof), PlanError> {
+    pub fn improve(&self, start: Start, below: f64) -> (Option<Made>, Proof) {
         let cap = self.budget.device_bytes;
         let Start { pool, found } = start;
         let problem = self.problem(LARGE, &pool, self.workspace_bytes(cap));
         let mut space = Space::new(&problem);
-        let mut proof = prove(&problem, &space, &found, cap, Some(below))?;
+        let mut proof = prove(&problem, &space, &found, cap, Some(below));
         let found = proof.better.take().unwrap_or(found);
         if !found.score.fits() {
-            return Ok((None, proof));
+            return (None, proof);
         }
         let prices = proof.prices.as_ref();
         let packed = self.packed(LARGE, cap, (&problem, &mut space), found, (below, prices));
-        Ok((packed.made(), proof))
+        (packed.made(), proof)
     }
 
     /// The plan, as it is on the real machine, with its distance to what nothing
@@ -136,10 +132,7 @@ impl<'a> Planner<'a> {
     }
 
     /// What no placement of those that a plan was chosen from takes less than.
-    ///
-    /// # Errors
-    /// [`PlanError::Solver`].
-    pub fn prove(&self, made: &Made) -> Result<Proof, PlanError> {
+    pub fn prove(&self, made: &Made) -> Proof {
         let pool = self.pool(made.source);
         let problem = self.problem(made.source, &pool, made.workspace_bytes);
         let space = Space::new(&problem);
