@@ -1,6 +1,6 @@
 //! The placement: which candidates run, and where each stored map lives.
 //!
-//! [`place`] searches ([`crate::search`]); [`prove`] asks the integer program
+//! [`place`] searches ([`crate::search`]); a [`Prover`] asks the integer program
 //! (`master`) how far from the best that can be, and whether it knows
 //! better; [`decide`] turns what was found into a [`Decision`].
 //!
@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::candidates::Candidate;
 use crate::machine::Machine;
-use crate::master::{self, Effort, Known};
+use crate::master::{Best, Effort, Solver};
 use crate::plan::Tier;
 use crate::program::{NodeIx, Program};
 use crate::schedule::{Decision, HomeDecision, StageDecision};
@@ -130,60 +130,95 @@ pub struct Proof {
     pub n_binaries: usize,
 }
 
-/// Bounds the seconds of every placement within `cap_bytes` and, if told to improve,
-/// looks for one that takes less than `below` seconds and is better than `found`,
-/// which need not fit. The bound is then one of all that take less.
-/// If the solver fails it is that of stages alone, whatever memory they have.
-pub fn prove(
-    problem: &Problem<'_>,
-    space: &Space<'_>,
-    found: &Found,
-    cap_bytes: u64,
-    below: Option<f64>,
-) -> Proof {
-    if found.is_least {
-        return Proof {
-            bound_secs: found.score.secs,
+/// The integer program of a problem, asked about one placement after the other.
+pub struct Prover<'a> {
+    solver: Option<Solver<'a>>,
+}
+
+impl<'a> Prover<'a> {
+    /// Knows nothing yet but a placement, which need not fit.
+    pub fn new(problem: &'a Problem<'a>, space: &Space<'_>, found: &Found, cap_bytes: u64) -> Self {
+        let solver = (!found.is_least).then(|| {
+            let first = space.starters(found, cap_bytes);
+            Solver::new(problem, cap_bytes, first).ok()
+        });
+        Prover {
+            solver: solver.flatten(),
+        }
+    }
+
+    /// Bounds the seconds of every placement within `cap_bytes` and, if told to improve,
+    /// looks for one that takes less than `below` seconds and is better than `found`,
+    /// which need not fit. The bound is then one of all that take less.
+    /// If the solver fails it is that of stages alone, whatever memory they have.
+    pub fn prove(
+        &mut self,
+        space: &Space<'_>,
+        found: &Found,
+        cap_bytes: u64,
+        below: Option<f64>,
+    ) -> Proof {
+        let plain = |bound_secs: f64| Proof {
+            bound_secs,
             better: None,
             prices: None,
             n_binaries: 0,
         };
-    }
-    let mut better: Option<Found> = None;
-    let improve = below.is_some();
-    let below = match below {
-        Some(below) => below.min(found.score.fitting_secs()),
-        None => f64::INFINITY,
-    };
-    let effort = if improve { THOROUGH } else { ONCE };
-    // What memory is worth, the relaxation knows best; near what it mixes is
-    // often something that is whole.
-    let look = |prices: &Prices, mixed: &[usize]| {
-        if improve {
-            let near = better.as_ref().unwrap_or(found).path.clone();
-            for start in [near.as_slice(), mixed] {
-                let other = space.refine(start, prices, cap_bytes);
-                if other.is_better(better.as_ref().unwrap_or(found)) {
-                    better = Some(other);
+        if found.is_least {
+            return plain(found.score.secs);
+        }
+        let Some(solver) = &mut self.solver else {
+            return plain(space.least_secs());
+        };
+        let mut better: Option<Found> = None;
+        let improve = below.is_some();
+        let below = match below {
+            Some(below) => below.min(found.score.fitting_secs()),
+            None => f64::INFINITY,
+        };
+        let effort = if improve { THOROUGH } else { ONCE };
+        // What memory is worth, the relaxation knows best; near what it mixes is
+        // often something that is whole.
+        let look = |prices: &Prices, mixed: &[usize]| {
+            if improve {
+                let near = better.as_ref().unwrap_or(found).path.clone();
+                for start in [near.as_slice(), mixed] {
+                    let other = space.refine(start, prices, cap_bytes);
+                    if other.is_better(better.as_ref().unwrap_or(found)) {
+                        better = Some(other);
+                    }
                 }
             }
+            let best = better.as_ref().unwrap_or(found);
+            Best {
+                secs: best.score.fitting_secs().min(below),
+                path: best.path.clone(),
+            }
+        };
+        // If the solver failed, what was found stands; only less is known of it.
+        match solver.bound(effort, below, look) {
+            Ok(known) => Proof {
+                bound_secs: known.bound_secs,
+                better,
+                prices: known.prices,
+                n_binaries: known.n_binaries,
+            },
+            Err(_) => Proof {
+                better,
+                ..plain(space.least_secs())
+            },
         }
-        let best = better.as_ref().unwrap_or(found);
-        best.score.fitting_secs().min(below)
-    };
-    let first = space.starters(found, cap_bytes);
-    let known = master::bound(problem, cap_bytes, first, effort, below, look);
-    // If the solver failed, what was found stands; only less is known of it.
-    let known = known.unwrap_or_else(|_| Known {
-        bound_secs: space.least_secs(),
-        prices: None,
-        n_binaries: 0,
-    });
-    Proof {
-        bound_secs: known.bound_secs,
-        better,
-        prices: known.prices,
-        n_binaries: known.n_binaries,
+    }
+
+    /// A placement near what is best once less memory is left than `found` needs, or its
+    /// candidates are known to take more of it.
+    pub fn again(&mut self, space: &Space<'_>, found: &Found, cap_bytes: u64) -> Option<Found> {
+        let solver = self.solver.as_mut()?;
+        let answer = solver.again(space.scratch(), cap_bytes, &found.path);
+        let (prices, near) = answer.ok().flatten()?;
+        let starts = [found.path.as_slice(), &near];
+        let all = starts.map(|start| space.refine(start, &prices, cap_bytes));
+        all.into_iter().reduce(Found::better)
     }
 }
 

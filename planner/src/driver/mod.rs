@@ -6,6 +6,8 @@
 //! how, is decided by who asks (`compare`).
 
 mod packed;
+#[cfg(test)]
+mod tests;
 mod tight;
 
 use std::collections::BTreeMap;
@@ -18,7 +20,7 @@ use crate::grids::Grids;
 use crate::machine::Machine;
 use crate::made::{Made, Quick, Start};
 use crate::memo::Memo;
-use crate::place::{Goal, Placed, Problem, Proof, decide, place, prove};
+use crate::place::{Goal, Placed, Problem, Proof, Prover, decide, place};
 use crate::plan::Plan;
 use crate::program::Program;
 use crate::schedule::{self, Decision};
@@ -100,13 +102,19 @@ impl<'a> Planner<'a> {
         let Start { pool, found } = start;
         let problem = self.problem(LARGE, &pool, self.workspace_bytes(cap));
         let mut space = Space::new(&problem);
-        let mut proof = prove(&problem, &space, &found, cap, Some(below));
+        let mut prover = Prover::new(&problem, &space, &found, cap);
+        let mut proof = prover.prove(&space, &found, cap, Some(below));
         let found = proof.better.take().unwrap_or(found);
         if !found.score.fits() {
             return (None, proof);
         }
-        let prices = proof.prices.as_ref();
-        let packed = self.packed(LARGE, cap, (&problem, &mut space), found, (below, prices));
+        let packed = self.packed(
+            LARGE,
+            cap,
+            (&problem, &mut space),
+            found,
+            (below, Some(prover)),
+        );
         (packed.made(), proof)
     }
 
@@ -137,7 +145,7 @@ impl<'a> Planner<'a> {
         let problem = self.problem(made.source, &pool, made.workspace_bytes);
         let space = Space::new(&problem);
         let cap = self.budget.device_bytes;
-        prove(&problem, &space, &made.found, cap, None)
+        Prover::new(&problem, &space, &made.found, cap).prove(&space, &made.found, cap, None)
     }
 
     fn tile_sizes(&self) -> Vec<usize> {

@@ -1,8 +1,8 @@
 //! From a placement to a plan that packs within the caps.
 
 use crate::made::{Made, Quick};
-use crate::place::{Goal, Placed, Problem, place};
-use crate::search::{Found, Prices, Space};
+use crate::place::{Goal, Placed, Problem, Prover, place};
+use crate::search::{Found, Space};
 use crate::unforeseen::unforeseen;
 
 use super::{Planner, REPACKS, Source};
@@ -10,18 +10,25 @@ use super::{Planner, REPACKS, Source};
 /// A placement near another is taken if it is slower by less than this factor.
 const NEAR: f64 = 1.001;
 
+/// How often the integer program is asked again: each time takes about a second.
+const AGAIN: usize = 2;
+/// From this time on the cap is lowered by all that packing lacks.
+const WHOLLY: u64 = 4;
+
 impl Planner<'_> {
     /// The plan of a placement; if packing needs more than the caps, of another one
-    /// for as much less: near it, or where `prices` lead, or of a search anew.
+    /// for as much less: near it, or where the integer program leads, or of a search anew.
     pub(super) fn packed(
         &self,
         source: Source,
         cap: u64,
         (problem, space): (&Problem<'_>, &mut Space<'_>),
         mut found: Found,
-        (below, prices): (f64, Option<&Prices>),
+        (below, mut prover): (f64, Option<Prover<'_>>),
     ) -> Quick {
         let mut aim_bytes = cap;
+        let mut n_lowered = 1;
+        let mut n_again = 0;
         for _ in 0..REPACKS {
             if found.score.secs >= below {
                 return Quick::Slower(found.score.secs);
@@ -38,16 +45,26 @@ impl Planner<'_> {
                 }));
             }
             if peak > cap {
+                // What is beyond the cap first; what is not may be so in another placement.
                 let mut has_learnt = false;
-                for (candidate, bytes) in unforeseen(problem, &found, &decision, &plan) {
-                    has_learnt |= space.charge(candidate, bytes);
+                for above_bytes in [cap, 0] {
+                    if has_learnt {
+                        break;
+                    }
+                    let taken = unforeseen(problem, &found, &decision, &plan, above_bytes);
+                    for (candidate, bytes) in taken {
+                        has_learnt |= space.charge(candidate, bytes);
+                    }
                 }
                 // Else there is room but for gaps between buffers.
                 if !has_learnt || plan.most_live_bytes() <= cap {
-                    let Some(aim) = aim_bytes.checked_sub((peak - cap).max(cap / 200)) else {
+                    // Another placement has other gaps: ask for less than they took first.
+                    let lowered = (peak - cap) * n_lowered.min(WHOLLY) / WHOLLY;
+                    let Some(aim) = aim_bytes.checked_sub(lowered.max(cap / 200)) else {
                         return Quick::TooLarge;
                     };
                     aim_bytes = aim;
+                    n_lowered += 1;
                 }
             }
             space.shrink_disk(disk_over);
@@ -56,9 +73,10 @@ impl Planner<'_> {
             let mut next = space.near(&found.path, aim_bytes);
             let is_enough =
                 |n: &Option<Found>| n.as_ref().is_some_and(|n| n.score.secs <= secs * NEAR);
-            if let (false, Some(prices)) = (is_enough(&next), prices) {
-                let priced = space.refine(&found.path, prices, aim_bytes);
-                next = next.into_iter().chain([priced]).reduce(Found::better);
+            if let (false, true, Some(prover)) = (is_enough(&next), n_again < AGAIN, &mut prover) {
+                n_again += 1;
+                let again = prover.again(space, &found, aim_bytes);
+                next = next.into_iter().chain(again).reduce(Found::better);
             }
             if !is_enough(&next) {
                 let goal = Goal::Seconds {

@@ -42,7 +42,7 @@ const WORTHLESS: f64 = 1e-3;
 impl Master<'_> {
     /// Makes these decisions, and no others.
     pub fn decide(&mut self, decisions: &[Branch]) {
-        self.may_run.fill(true);
+        self.may_run.copy_from_slice(&self.fits);
         for map in self.maps.values() {
             let most = if map.on_device { 1.0 } else { 0.0 };
             for used in &map.uses {

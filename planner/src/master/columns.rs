@@ -7,6 +7,8 @@
 //! over its candidates, and no placement costs less than the relaxation's value
 //! plus the cheapest path's.
 
+use std::collections::BTreeMap;
+
 use crate::candidates::Touch;
 use crate::plan::Tier;
 use crate::solve::{Relaxed, Row};
@@ -16,7 +18,7 @@ use super::rows::{Master, Use};
 /// A candidate's columns, in the program or not.
 pub(super) struct Columns {
     cost: f64,
-    terms: Vec<(Row, f64)>,
+    pub(super) terms: Vec<(Row, f64)>,
     /// For each map, where else than on the host it may be found.
     finds: Vec<Vec<Find>>,
 }
@@ -63,6 +65,27 @@ impl Master<'_> {
         self.runs[c] = Some(x);
     }
 
+    /// Takes candidates to need so many bytes of scratch; those that need more than
+    /// before get new columns. Rows of cuts stay as they are: with less scratch more fits.
+    pub fn charge(&mut self, scratch: &[f64]) {
+        for (c, &bytes) in scratch.iter().enumerate() {
+            if bytes <= self.scratch[c] {
+                continue;
+            }
+            let more = (bytes - self.scratch[c]) / self.unit;
+            self.scratch[c] = bytes;
+            self.fits[c] = self.may_fit(c);
+            let candidate = &self.p.candidates[c];
+            let rows = &self.device[candidate.from..candidate.to];
+            let terms = rows.iter().map(|&row| (row, more));
+            self.columns[c].terms = merged(self.columns[c].terms.iter().copied().chain(terms));
+            if let Some(old) = self.runs[c].take() {
+                self.model.restrict(old, 0.0, 0.0);
+                self.add(c);
+            }
+        }
+    }
+
     /// Seconds of reading a map from a tier, in units of the objective.
     fn read_cost(&self, tier: Tier, t: &Touch) -> f64 {
         if t.reads {
@@ -74,6 +97,7 @@ impl Master<'_> {
 
     /// What a candidate's columns are, once all rows are there.
     pub(super) fn columns_of(&self, c: usize) -> Columns {
+        let scratch = self.scratch[c];
         let c = &self.p.candidates[c];
         let reads = c.touches.iter().map(|t| self.read_cost(Tier::Host, t));
         let secs = c.secs / self.tick;
@@ -90,7 +114,7 @@ impl Master<'_> {
         }
         // What `x` holds in each of its segments, and what a map on the device
         // changes there.
-        let mut held = vec![c.scratch_bytes as f64 / self.unit; c.to - c.from];
+        let mut held = vec![scratch / self.unit; c.to - c.from];
         let mut finds = Vec::new();
         for t in &c.touches {
             let Some(map) = self.maps.get(&t.node) else {
@@ -223,4 +247,13 @@ impl Master<'_> {
         }
         (ahead, step)
     }
+}
+
+/// One term per row.
+fn merged(terms: impl Iterator<Item = (Row, f64)>) -> Vec<(Row, f64)> {
+    let mut sums: BTreeMap<Row, f64> = BTreeMap::new();
+    for (row, factor) in terms {
+        *sums.entry(row).or_default() += factor;
+    }
+    sums.into_iter().collect()
 }

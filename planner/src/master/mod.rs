@@ -37,6 +37,8 @@
 
 mod branch;
 mod columns;
+mod cuts;
+mod near;
 mod rows;
 
 use crate::error::PlanError;
@@ -51,11 +53,18 @@ use rows::Master;
 const ROUNDS: usize = 40;
 /// Most columns that one round adds.
 const ROUND_COLUMNS: usize = 120;
+/// How often rows may be added to one relaxation.
+const CUT_ROUNDS: usize = 8;
+/// Rows that close less of what is open than this share were the last.
+const HELPS: f64 = 0.05;
 /// A bound is good enough this close to what the relaxation would reach.
 const TIGHT: f64 = 1e-3;
 
 /// A part of the work that is worth a better bound than asked for.
 const CHEAP: u64 = 8;
+
+/// What solving again may take.
+const AGAIN_WORK: u64 = 150_000_000;
 
 /// What one relaxation counts at least, so that there are not too many.
 const LEAST_WORK: u64 = 10_000_000;
@@ -83,6 +92,14 @@ struct Settled {
     bound: f64,
 }
 
+/// The best placement found so far.
+pub struct Best {
+    /// Seconds that count: only fewer matter.
+    pub secs: f64,
+    /// Its candidates, in order.
+    pub path: Vec<usize>,
+}
+
 /// What is known of every placement.
 pub struct Known {
     /// None takes fewer seconds; infinite if there is none.
@@ -94,91 +111,148 @@ pub struct Known {
     pub n_binaries: usize,
 }
 
-/// Bounds the seconds of every placement within `device_bytes`, starting with
-/// the candidates `first`. `look` is shown what memory is worth and a path near
-/// what each relaxation mixes, and answers with the fewest seconds known. Only
-/// placements below `below` seconds matter.
-///
-/// # Errors
-/// [`PlanError::Solver`] if the solver fails.
-pub fn bound(
-    problem: &Problem<'_>,
-    device_bytes: u64,
-    first: impl IntoIterator<Item = usize>,
-    effort: Effort,
-    below: f64,
-    mut look: impl FnMut(&Prices, &[usize]) -> f64,
-) -> Result<Known, PlanError> {
-    let mut solver = Solver {
-        master: Master::new(problem, device_bytes),
-        lp: Relaxation::new()?,
-        work: 0,
-    };
-    for c in first {
-        solver.master.add(c);
-    }
-    let tick = solver.master.tick;
-    let mut parts = vec![Part {
-        decisions: Vec::new(),
-        bound: 0.0,
-    }];
-    // What is left aside is not below this.
-    let mut aside = f64::INFINITY;
-    let mut known = below / tick;
-    let mut first_prices: Option<Prices> = None;
-    let mut is_first = true;
-    loop {
-        let lowest = (0..parts.len()).min_by(|&a, &b| parts[a].bound.total_cmp(&parts[b].bound));
-        let Some(lowest) = lowest else { break };
-        let lowest_bound = parts[lowest].bound.min(aside);
-        // Where it costs little, go beyond what was asked for.
-        let gap = if solver.work < effort.work / CHEAP {
-            effort.gap / 2.0
-        } else {
-            effort.gap
-        };
-        if !is_first && (solver.work >= effort.work || lowest_bound >= known * (1.0 - gap)) {
-            aside = aside.min(parts[lowest].bound);
-            break;
-        }
-        let most_work = if is_first { u64::MAX } else { effort.work };
-        is_first = false;
-        let part = parts.swap_remove(lowest);
-        solver.master.decide(&part.decisions);
-        let Some(settled) = solver.settle(known, most_work)? else {
-            continue;
-        };
-        let bound = settled.bound.max(part.bound);
-        let prices = solver.master.prices(&settled.relaxed);
-        first_prices.get_or_insert_with(|| prices.clone());
-        if bound >= known * (1.0 - gap) {
-            aside = aside.min(bound);
-            continue;
-        }
-        known = look(&prices, &solver.master.mixed(&settled.relaxed)) / tick;
-        match solver.master.branch(&settled.relaxed) {
-            Some(branches) => parts.extend(branches.into_iter().map(|b| Part {
-                decisions: part.decisions.iter().cloned().chain([b]).collect(),
-                bound,
-            })),
-            None => aside = aside.min(bound),
-        }
-    }
-    Ok(Known {
-        bound_secs: aside.min(known) * tick,
-        prices: first_prices,
-        n_binaries: solver.master.n_binaries(),
-    })
-}
-
-struct Solver<'a> {
+/// The integer program of a problem, and the relaxation as far as it has been solved.
+pub struct Solver<'a> {
     master: Master<'a>,
     lp: Relaxation,
     /// Done so far.
     work: u64,
 }
 
-impl Solver<'_> {
+impl<'a> Solver<'a> {
+    /// Of the placements within `device_bytes`, starting with the candidates `first`.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`] if the solver fails.
+    pub fn new(
+        problem: &'a Problem<'a>,
+        device_bytes: u64,
+        first: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, PlanError> {
+        let mut solver = Solver {
+            master: Master::new(problem, device_bytes),
+            lp: Relaxation::new()?,
+            work: 0,
+        };
+        for c in first {
+            solver.master.add(c);
+        }
+        Ok(solver)
+    }
+
+    /// Bounds the seconds of every placement. `look` is shown what memory is worth and a
+    /// path near what each relaxation mixes, and answers with the best that is known. Only
+    /// placements below `below` seconds matter.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`] if the solver fails.
+    pub fn bound(
+        &mut self,
+        effort: Effort,
+        below: f64,
+        mut look: impl FnMut(&Prices, &[usize]) -> Best,
+    ) -> Result<Known, PlanError> {
+        let tick = self.master.tick;
+        let mut parts = vec![Part {
+            decisions: Vec::new(),
+            bound: 0.0,
+        }];
+        // What is left aside is not below this.
+        let mut aside = f64::INFINITY;
+        let mut known = below / tick;
+        let mut first_prices: Option<Prices> = None;
+        let mut is_first = true;
+        loop {
+            let lowest =
+                (0..parts.len()).min_by(|&a, &b| parts[a].bound.total_cmp(&parts[b].bound));
+            let Some(lowest) = lowest else { break };
+            let lowest_bound = parts[lowest].bound.min(aside);
+            // Where it costs little, go beyond what was asked for.
+            let gap = if self.work < effort.work / CHEAP {
+                effort.gap / 2.0
+            } else {
+                effort.gap
+            };
+            if !is_first && (self.work >= effort.work || lowest_bound >= known * (1.0 - gap)) {
+                aside = aside.min(parts[lowest].bound);
+                break;
+            }
+            let most_work = if is_first { u64::MAX } else { effort.work };
+            let part = parts.swap_remove(lowest);
+            self.master.decide(&part.decisions);
+            let Some(settled) = self.settle(known, most_work)? else {
+                is_first = false;
+                continue;
+            };
+            let bound = settled.bound.max(part.bound);
+            let prices = self.master.prices(&settled.relaxed);
+            first_prices.get_or_insert_with(|| prices.clone());
+            if bound >= known * (1.0 - gap) {
+                is_first = false;
+                aside = aside.min(bound);
+                continue;
+            }
+            let best = look(&prices, &self.master.mixed(&settled.relaxed));
+            known = best.secs / tick;
+            let Some(settled) = self.tighten(settled, known, effort)? else {
+                is_first = false;
+                continue;
+            };
+            let bound = settled.bound.max(bound);
+            if is_first && bound < known * (1.0 - effort.gap) {
+                // Once, for it takes about as long as a relaxation.
+                if let Some(near) = self.master.near(&best.path, &settled.relaxed) {
+                    let prices = self.master.prices(&settled.relaxed);
+                    known = look(&prices, &near).secs / tick;
+                }
+            }
+            is_first = false;
+            match self.master.branch(&settled.relaxed) {
+                Some(branches) => parts.extend(branches.into_iter().map(|b| Part {
+                    decisions: part.decisions.iter().cloned().chain([b]).collect(),
+                    bound,
+                })),
+                None => aside = aside.min(bound),
+            }
+        }
+        Ok(Known {
+            bound_secs: aside.min(known) * tick,
+            prices: first_prices,
+            n_binaries: self.master.n_binaries(),
+        })
+    }
+
+    /// Rows that were added because only mixtures break them.
+    #[cfg(test)]
+    pub fn n_cuts(&self) -> usize {
+        self.master.cuts.len()
+    }
+
+    /// What memory is worth, and a path to look near, once candidates are known to take as
+    /// many bytes as `scratch` says and the cap is `device_bytes`; `path` is one that
+    /// nearly fits. From where the relaxation stands that is soon found.
+    ///
+    /// # Errors
+    /// [`PlanError::Solver`] if the solver fails.
+    pub fn again(
+        &mut self,
+        scratch: &[f64],
+        device_bytes: u64,
+        path: &[usize],
+    ) -> Result<Option<(Prices, Vec<usize>)>, PlanError> {
+        self.master.lower(device_bytes);
+        self.master.charge(scratch);
+        self.master.decide(&[]);
+        let most_work = self.work + AGAIN_WORK;
+        let Some(settled) = self.settle(f64::INFINITY, most_work)? else {
+            return Ok(None);
+        };
+        let prices = self.master.prices(&settled.relaxed);
+        let near = self.master.near(path, &settled.relaxed);
+        let near = near.unwrap_or_else(|| self.master.mixed(&settled.relaxed));
+        Ok(Some((prices, near)))
+    }
+
     /// Solves the relaxation under the decisions made, adding the columns that
     /// it lacks while `most_work` is not passed. `None` if there is no placement,
     /// or none below `known`.
@@ -203,6 +277,36 @@ impl Solver<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Adds rows that the relaxation breaks as long as that helps. `None` if there is
+    /// no placement below `known`.
+    fn tighten(
+        &mut self,
+        mut settled: Settled,
+        known: f64,
+        effort: Effort,
+    ) -> Result<Option<Settled>, PlanError> {
+        // The first relaxation may have taken all that there is.
+        let most_work = effort.work.max(self.work + effort.work / 2);
+        for _ in 0..CUT_ROUNDS {
+            if settled.bound >= known * (1.0 - effort.gap / 2.0)
+                || self.work >= most_work
+                || self.master.cut(&settled.relaxed) == 0
+            {
+                break;
+            }
+            let before = settled.bound;
+            match self.settle(known, most_work)? {
+                Some(next) => settled = next,
+                None => return Ok(None),
+            }
+            settled.bound = settled.bound.max(before);
+            if settled.bound - before < HELPS * (known - before) {
+                break;
+            }
+        }
+        Ok(Some(settled))
     }
 
     /// Adds the columns on the cheapest paths; tells how many.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::candidates::Touch;
 use crate::place::{Problem, fixed_bytes};
 use crate::plan::Tier;
 use crate::program::NodeIx;
@@ -9,6 +10,7 @@ use crate::search::{ChannelPrices, Prices};
 use crate::solve::{Model, Relaxed, Row, Var};
 
 use super::columns::Columns;
+use super::cuts::CutRow;
 
 /// One use of a stored map.
 pub struct Use {
@@ -80,6 +82,8 @@ pub struct Master<'a> {
     pub p: &'a Problem<'a>,
     /// The program.
     pub model: Model,
+    /// The cap that it was made for.
+    device_bytes: u64,
     /// Bytes per unit of device memory rows.
     pub unit: f64,
     /// Seconds per unit of the objective.
@@ -93,12 +97,20 @@ pub struct Master<'a> {
     pub(super) channels: Option<[Row; 3]>,
     /// Memory of each tier per segment, where there may be too little.
     beyond: [Vec<Option<Row>>; Tier::COUNT],
+    /// Rows that only mixtures break.
+    pub(super) cuts: Vec<CutRow>,
     /// Stored maps.
     pub maps: BTreeMap<NodeIx, MapRows>,
     /// What each candidate's columns are: every pricing asks.
     pub(super) columns: Vec<Columns>,
+    /// Units of every device row that are taken away.
+    reserved: Var,
+    /// Scratch bytes of each candidate, by what is known now.
+    pub(super) scratch: Vec<f64>,
     /// Columns of candidates that are in the program.
     pub(super) runs: Vec<Option<Var>>,
+    /// Candidates that fit beside what is always there, each alone.
+    pub(super) fits: Vec<bool>,
     /// Candidates that may run: the others' columns are kept at 0.
     pub(super) may_run: Vec<bool>,
 }
@@ -123,19 +135,28 @@ impl<'a> Master<'a> {
             }
         }
         let secs: f64 = least.into_iter().filter(|b| b.is_finite()).sum();
+        let mut model = Model::default();
+        let reserved = model.real(0.0, 0.0, 0.0);
         let mut master = Master {
             p,
-            model: Model::default(),
+            model,
+            reserved,
+            scratch: (p.candidates.iter())
+                .map(|c| c.scratch_bytes as f64)
+                .collect(),
+            device_bytes,
             unit: (device_bytes as f64 / 1000.0).max(1.0),
             tick: (secs / 1000.0).max(1e-12),
             flow: Vec::new(),
             device: Vec::new(),
             channels: None,
             beyond: [Vec::new(), Vec::new()],
+            cuts: Vec::new(),
             maps: BTreeMap::new(),
             columns: Vec::new(),
             runs: vec![None; p.candidates.len()],
-            may_run: vec![true; p.candidates.len()],
+            fits: Vec::new(),
+            may_run: Vec::new(),
         };
         if p.machine.copies_overlap {
             let step = master.model.real(0.0, f64::INFINITY, 1.0);
@@ -152,10 +173,31 @@ impl<'a> Master<'a> {
         }
         let homes = master.store();
         master.memory(device_bytes, &homes);
+        master.fits = (0..p.candidates.len()).map(|c| master.may_fit(c)).collect();
+        master.may_run = master.fits.clone();
         master.columns = (0..p.candidates.len())
             .map(|c| master.columns_of(c))
             .collect();
         master
+    }
+
+    /// Whether a candidate fits alone: a mixture would run a part of it that does.
+    pub(super) fn may_fit(&self, c: usize) -> bool {
+        let scratch = self.scratch[c];
+        let c = &self.p.candidates[c];
+        let saved = |t: &Touch| {
+            let map = self.maps.get(&t.node).filter(|map| map.on_device);
+            map.map_or(0.0, |map| (t.credit_bytes as f64 - map.bytes).max(0.0))
+        };
+        let least = scratch - c.touches.iter().map(saved).sum::<f64>();
+        let mut rows = self.device[c.from..c.to].iter();
+        rows.all(|&row| least <= self.model.most(row) * self.unit * (1.0 + 1e-9))
+    }
+
+    /// Lowers the device cap to so many bytes.
+    pub fn lower(&mut self, device_bytes: u64) {
+        let less = self.device_bytes.saturating_sub(device_bytes) as f64 / self.unit;
+        self.model.restrict(self.reserved, less, less);
     }
 
     /// Use segments of every map that some candidate reads, or that is an output.
@@ -263,7 +305,8 @@ impl<'a> Master<'a> {
         let fixed = fixed_bytes(self.p);
         let cap = device_bytes as f64 / self.unit;
         for k in 0..self.p.segments.pieces.len() {
-            let (mut device, mut beyond) = (Vec::new(), [Vec::new(), Vec::new()]);
+            let mut device = vec![(self.reserved, 1.0)];
+            let mut beyond = [Vec::new(), Vec::new()];
             for (t, vars) in homes {
                 let map = &self.maps[t];
                 let at = vars.partition_point(|h| h.segment < k);
@@ -304,13 +347,29 @@ impl<'a> Master<'a> {
     /// Price of each device row, in units of the objective.
     pub fn device_worth(&self, relaxed: &Relaxed) -> Vec<f64> {
         let worth = self.device.iter().map(|&r| (-relaxed.dual(r)).max(0.0));
-        worth.collect()
+        let mut worth: Vec<f64> = worth.collect();
+        self.add_worth(None, self.unit, relaxed, &mut worth);
+        worth
+    }
+
+    /// What rows that only mixtures break say of the worth of a unit of memory.
+    fn add_worth(&self, tier: Option<Tier>, unit: f64, relaxed: &Relaxed, worth: &mut [f64]) {
+        for cut in self.cuts.iter().filter(|cut| cut.tier == tier) {
+            worth[cut.segment] += (-relaxed.dual(cut.row)).max(0.0) * cut.weight_per_byte * unit;
+        }
+    }
+
+    /// Whether a tier may be full in a segment.
+    pub fn is_scarce(&self, tier: Tier, segment: usize) -> bool {
+        self.beyond[tier.ix()][segment].is_some()
     }
 
     /// Price of each row of a tier, in units of the objective.
     pub fn beyond_worth(&self, tier: Tier, relaxed: &Relaxed) -> Vec<f64> {
         let worth = |row: &Option<Row>| row.map_or(0.0, |r| (-relaxed.dual(r)).max(0.0));
-        self.beyond[tier.ix()].iter().map(worth).collect()
+        let mut worth: Vec<f64> = self.beyond[tier.ix()].iter().map(worth).collect();
+        self.add_worth(Some(tier), self.tier_unit(tier), relaxed, &mut worth);
+        worth
     }
 
     /// Bytes per unit of a tier's memory rows.

@@ -288,6 +288,11 @@ impl<'a> Space<'a> {
         is_new
     }
 
+    /// Scratch bytes of each candidate, by what is known now.
+    pub fn scratch(&self) -> &[f64] {
+        &self.scratch
+    }
+
     /// Takes `bytes` of the disk away: what its tensors lose to gaps in the file.
     pub fn shrink_disk(&mut self, bytes: u64) {
         let disk = &mut self.tier_bytes[Tier::Disk.ix()];

@@ -136,6 +136,17 @@ impl Model {
         self.rows[r.0].terms.push((v, factor));
     }
 
+    /// Lets a column be 0 or 1 only.
+    pub fn make_binary(&mut self, v: Var) {
+        let column = &mut self.columns[v.0];
+        (column.binary, column.hi) = (true, column.hi.min(1.0));
+    }
+
+    /// The most that a row may be.
+    pub fn most(&self, r: Row) -> f64 {
+        self.rows[r.0].hi
+    }
+
     /// Gives a column other bounds.
     pub fn restrict(&mut self, v: Var, lo: f64, hi: f64) {
         (self.columns[v.0].lo, self.columns[v.0].hi) = (lo, hi);

@@ -21,9 +21,9 @@ pub struct Relaxed {
 }
 
 impl Relaxed {
-    /// Value of a column.
+    /// Value of a column; 0 if it came later.
     pub fn value_of(&self, v: Var) -> f64 {
-        self.primal[v.0]
+        self.primal.get(v.0).copied().unwrap_or(0.0)
     }
 
     /// By how much the objective rises at least if a column at its lower bound rises
@@ -109,6 +109,7 @@ impl Relaxation {
         let old = self.columns.len();
         // Rows first, without their new columns: a row with terms costs HiGHS a
         // pass over the whole matrix, a column only its own terms.
+        let has_rows = model.rows.len() > self.rows.len();
         for row in &model.rows[self.rows.len()..] {
             let olds = row.terms.iter().filter(|(v, _)| v.0 < old);
             let terms = olds.map(|&(v, f)| (self.columns[v.0], f));
@@ -125,7 +126,7 @@ impl Relaxation {
             *known = terms.len();
         }
         let changed = (self.bounds.iter_mut().zip(&model.columns)).zip(&self.columns);
-        let mut only_grows = old > 0;
+        let mut only_grows = old > 0 && !has_rows;
         for ((bounds, c), &column) in changed.filter(|((b, c), _)| **b != (c.lo, c.hi)) {
             *bounds = (c.lo, c.hi);
             highs.change_column_bounds(column, c.lo..=c.hi);
