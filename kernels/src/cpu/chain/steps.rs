@@ -26,6 +26,7 @@ pub(super) struct Step<'a, T> {
 }
 
 /// What a step does with a piece.
+#[allow(clippy::large_enum_variant, reason = "a chain has a few of them")]
 pub(super) enum Work<'a, T> {
     Map {
         op: Pointwise<'a, T>,
