@@ -50,6 +50,28 @@ pub enum Partial {
     },
 }
 
+/// One call of several that follow one another over the same region, position by
+/// position: see [`Backend::chain`].
+pub struct Link<'a> {
+    /// The call.
+    pub launch: Launch<'a>,
+    /// For each input, the earlier call that computes it, if one of them does.
+    pub from: &'a [Option<usize>],
+    /// Where the result goes.
+    pub to: Target,
+    /// The last call that reads the result, if nothing but these calls ever does.
+    pub last_reader: Option<usize>,
+}
+
+/// Where the result of a call goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// To a map.
+    Map(Place),
+    /// Adds to a reduction whose result has this type.
+    Reduction(Partial, Ty),
+}
+
 /// Memory of the host that a device copies to and from.
 pub type HostMemory = Box<dyn HostSlice>;
 
@@ -117,6 +139,19 @@ pub trait Backend<T: Real> {
         partial: &Partial,
         out: &Ty,
     ) -> Result<(), ExecError>;
+
+    /// Carries out calls over one region, each [computing](Backend::compute) a map or
+    /// [adding](Backend::accumulate) to a reduction, as if one after the other. A result whose
+    /// last reader is among them need not be stored.
+    fn chain(&mut self, links: &[Link<'_>]) -> Result<(), ExecError> {
+        for link in links {
+            match &link.to {
+                Target::Map(out) => self.compute(&link.launch, out)?,
+                Target::Reduction(partial, ty) => self.accumulate(&link.launch, partial, ty)?,
+            }
+        }
+        Ok(())
+    }
 
     /// Turns a partial result into the result.
     fn finish(

@@ -23,7 +23,7 @@ mod run;
 pub mod source;
 mod tensor;
 
-pub use backend::{Backend, HostMemory, HostSlice, Launch, Partial, Place};
+pub use backend::{Backend, HostMemory, HostSlice, Launch, Link, Partial, Place, Target};
 pub use cpu::Cpu;
 pub use device::{Device, DeviceError, DeviceInfo, DeviceOptions, Missing, devices, freest, open};
 pub use disk::{DiskMap, RowAt, check_spill_dir};

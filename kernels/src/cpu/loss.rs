@@ -7,9 +7,10 @@
 
 use std::ops::Range;
 
-use super::elementwise::{TOGETHER, pieces, sigmoid};
+use super::channels::{TOGETHER, pieces};
 use super::lanes::{larger, map1, map2, sum1, sum2, update1, update2, wide};
 use super::parts::{Channels, STREAM, each_part, each_row, reduce, region};
+use super::pointwise::sigmoid;
 use crate::Job;
 use crate::real::Real;
 use crate::view::{Box4, In, Out};

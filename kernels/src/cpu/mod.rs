@@ -7,14 +7,17 @@
 //! Reductions add in double precision, in an order that depends on the tiles
 //! but not on the number of threads.
 
+mod chain;
+mod channels;
 pub(crate) mod conv;
 mod dense;
-mod elementwise;
+mod fold;
 mod lanes;
 mod loss;
 mod norm;
 mod parts;
 mod peak;
+mod pointwise;
 mod pool;
 mod random;
 mod reduce;
@@ -23,11 +26,12 @@ mod stream;
 mod structure;
 mod upsample;
 
+pub use chain::{Link, Target, chains};
 pub use peak::peak_flops_per_sec;
 pub(crate) use random::threshold as dropout_threshold;
 pub use stored::{accumulate_stored, round_to, run_stored};
 
-use sstep_autodiff::{ConvAttrs, NormAttrs, NormKind, Op, ReductionState, Ty};
+use sstep_autodiff::{ConvAttrs, Op, ReductionState, Ty};
 
 use crate::real::Real;
 use crate::view::Out;
@@ -47,12 +51,23 @@ pub fn run<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8]
     T::run(job, out, workspace);
 }
 
+/// Carries out position-wise ops as one: see [`Link`].
+///
+/// # Panics
+/// As [`run`]; and if there are no links, an op [may not](chains) be one, or a link reads a later
+/// one.
+pub fn run_chain<T: Real>(links: &mut [Link<'_, T>]) {
+    T::run_chain(links);
+}
+
 /// The kernels, compiled here once per element type. Generic code is otherwise
 /// compiled again in every crate that uses it, which for this much of it takes
 /// minutes.
 pub trait Compiled: Sized {
     /// [`run`].
     fn run(job: &Job<'_, Self>, out: &mut Out<'_, Self>, workspace: &mut [u8]);
+    /// [`run_chain`].
+    fn run_chain(links: &mut [Link<'_, Self>]);
     /// [`accumulate`].
     fn accumulate(
         job: &Job<'_, Self>,
@@ -69,6 +84,10 @@ macro_rules! compiled {
         impl Compiled for $t {
             fn run(job: &Job<'_, Self>, out: &mut Out<'_, Self>, workspace: &mut [u8]) {
                 run_of(job, out, workspace);
+            }
+
+            fn run_chain(links: &mut [Link<'_, Self>]) {
+                chain::run(links);
             }
 
             fn accumulate(
@@ -110,15 +129,17 @@ fn run_of<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8])
         Op::Upsample(a) => upsample::upsample(a, job, out),
         Op::UpsampleGrad(a) => upsample::upsample_grad(a, job, out),
 
-        Op::Unary(kind) => elementwise::unary(kind, job, out),
-        Op::UnaryGrad { kind, saved } => elementwise::unary_grad(kind, saved, job, out),
-        Op::Add => elementwise::add(job, out),
-        Op::Mul => elementwise::mul(job, out),
-        Op::Scale { factor } => elementwise::scale(factor.get(), job, out),
+        Op::Unary(_)
+        | Op::UnaryGrad { .. }
+        | Op::Add
+        | Op::Mul
+        | Op::Scale { .. }
+        | Op::Normalise(_)
+        | Op::NormGrad(_) => chain::map(job, out),
         Op::Dropout { p, key } => random::dropout(p.get(), *key, job, out),
-        Op::Softmax => elementwise::softmax(job, out),
-        Op::SoftmaxGrad => elementwise::softmax_grad(job, out),
-        Op::ChannelSum => elementwise::channel_sum(job, out),
+        Op::Softmax => channels::softmax(job, out),
+        Op::SoftmaxGrad => channels::softmax_grad(job, out),
+        Op::ChannelSum => channels::channel_sum(job, out),
 
         Op::Cast { .. } => structure::copy(job, out),
         Op::Concat => structure::concat(job, out),
@@ -131,8 +152,6 @@ fn run_of<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8])
         }
 
         Op::PackMoments => norm::pack_moments(inputs, out.flat()),
-        Op::Normalise(a) => norm::normalise(a, job, out),
-        Op::NormGrad(a) => norm::grad(a, job, out),
         Op::NormParamGrad(which) => norm::param_grad(which, &inputs[0], out.flat()),
 
         Op::Linear => dense::linear(inputs, out),
@@ -162,11 +181,11 @@ fn run_of<T: Real>(job: &Job<'_, T>, out: &mut Out<'_, T>, workspace: &mut [u8])
 /// The ops that accumulate over tiles.
 enum Reduction<'o> {
     ConvWeightGrad(&'o ConvAttrs),
-    Sum { keep_batch: bool },
+    Sum,
     GlobalMax,
     Lse,
-    Moments(&'o NormKind),
-    NormSums(&'o NormAttrs),
+    Moments,
+    NormSums,
     CrossEntropy,
     Bce,
     Mse,
@@ -179,13 +198,11 @@ impl<'o> Reduction<'o> {
     fn of(op: &'o Op) -> Self {
         match op {
             Op::ConvWeightGrad(a) => Reduction::ConvWeightGrad(a),
-            Op::SumMap { keep_batch } => Reduction::Sum {
-                keep_batch: *keep_batch,
-            },
+            Op::SumMap { .. } => Reduction::Sum,
             Op::GlobalMax => Reduction::GlobalMax,
             Op::SpatialLse => Reduction::Lse,
-            Op::Moments(kind) => Reduction::Moments(kind),
-            Op::NormSums(a) => Reduction::NormSums(a),
+            Op::Moments(_) => Reduction::Moments,
+            Op::NormSums(_) => Reduction::NormSums,
             Op::CrossEntropy => Reduction::CrossEntropy,
             Op::Bce => Reduction::Bce,
             Op::Mse => Reduction::Mse,
@@ -236,11 +253,11 @@ impl<'o> Reduction<'o> {
     fn domain(&self) -> usize {
         match self {
             Reduction::ConvWeightGrad(_) => 1,
-            Reduction::NormSums(_) => 2,
-            Reduction::Sum { .. }
+            Reduction::NormSums => 2,
+            Reduction::Sum
             | Reduction::GlobalMax
             | Reduction::Lse
-            | Reduction::Moments(_)
+            | Reduction::Moments
             | Reduction::CrossEntropy
             | Reduction::Bce
             | Reduction::Mse
@@ -285,9 +302,9 @@ pub fn begin<T: Real>(op: &Op, state: &mut State<'_, T>, _out_ty: &Ty) {
         (Reduction::Lse, State::F64(s)) => reduce::lse_begin(s),
         (
             Reduction::ConvWeightGrad(_)
-            | Reduction::Sum { .. }
-            | Reduction::Moments(_)
-            | Reduction::NormSums(_)
+            | Reduction::Sum
+            | Reduction::Moments
+            | Reduction::NormSums
             | Reduction::CrossEntropy
             | Reduction::Bce
             | Reduction::Mse
@@ -343,11 +360,11 @@ fn accumulate_of<T: Real>(
     };
     match reduction {
         Reduction::ConvWeightGrad(_) => unreachable!("weight gradients returned above"),
-        Reduction::Sum { keep_batch } => reduce::sum(&inputs[0], region, keep_batch, s),
+        Reduction::Sum | Reduction::Moments | Reduction::NormSums => {
+            chain::fold(job.op, inputs, region, s);
+        }
         Reduction::GlobalMax => reduce::global_max(&inputs[0], region, s),
         Reduction::Lse => reduce::lse(&inputs[0], region, s),
-        Reduction::Moments(kind) => norm::moments(kind, &inputs[0], region, s),
-        Reduction::NormSums(a) => norm::sums(a, inputs, region, s),
         Reduction::CrossEntropy => loss::cross_entropy(inputs, region, s),
         Reduction::Bce => loss::bce(inputs, region, s),
         Reduction::Mse => loss::mse(inputs, region, s),
@@ -369,16 +386,16 @@ fn finish_of<T: Real>(op: &Op, inputs: &[Ty], state: &mut State<'_, T>, out: &mu
     let mean_over = |count: usize| T::from_f64(state[0] / count as f64);
     match Reduction::of(op) {
         Reduction::Lse => reduce::lse_finish(state, out.flat()),
-        Reduction::Moments(_) => norm::moments_finish(state, out.flat()),
+        Reduction::Moments => norm::moments_finish(state, out.flat()),
         Reduction::CrossEntropy => {
             let logits = inputs[0].shape;
             out.flat()[0] = mean_over(logits.elems() / logits.channels());
         }
         Reduction::Bce | Reduction::Mse => out.flat()[0] = mean_over(inputs[0].shape.elems()),
         Reduction::ConvWeightGrad(_)
-        | Reduction::Sum { .. }
+        | Reduction::Sum
         | Reduction::GlobalMax
-        | Reduction::NormSums(_)
+        | Reduction::NormSums
         | Reduction::DiceSums => {
             for (y, &sum) in out.flat().iter_mut().zip(&**state) {
                 *y = T::from_f64(sum);

@@ -3,32 +3,25 @@
 //! Statistics are a reduction: each row gives its mean and centred sum of
 //! squares in two exact passes, and rows, blocks and tiles are merged after
 //! Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
-//! computing sample variances" (1979). What uses them is pointwise.
+//! computing sample variances" (1979). What uses them is [pointwise](super::pointwise).
 
 use sstep_autodiff::{NormAttrs, NormKind, NormParam};
 
-use super::lanes::{map1, map2, sum1, sum2};
-use super::parts::{Channels, each_row, reduce, region};
-use crate::Job;
+use super::lanes::sum1;
+use super::pointwise::PerChannel;
 use crate::real::Real;
-use crate::view::{Box4, In, Out};
+use crate::view::In;
 
 /// Number, mean and centred sum of squares of some values.
 #[derive(Clone, Copy)]
-struct Spread {
+pub(super) struct Spread {
     count: f64,
     mean: f64,
     squares: f64,
 }
 
 impl Spread {
-    const NONE: Self = Spread {
-        count: 0.0,
-        mean: 0.0,
-        squares: 0.0,
-    };
-
-    fn of<T: Real>(row: &[T]) -> Self {
+    pub(super) fn of<T: Real>(row: &[T]) -> Self {
         let count = row.len() as f64;
         let mean = sum1(row, T::to_f64) / count;
         let squares = sum1(row, |x| {
@@ -42,7 +35,8 @@ impl Spread {
         }
     }
 
-    fn join(self, other: Self) -> Self {
+    /// Of the values of both.
+    pub(super) fn join(self, other: Self) -> Self {
         if self.count == 0.0 {
             return other;
         }
@@ -60,36 +54,28 @@ impl Spread {
     }
 }
 
-/// Merges the moments of `x` over `region` into `state`: three doubles per
-/// channel, or per group of a sample.
-pub(super) fn moments<T: Real>(kind: &NormKind, x: &In<'_, T>, region: &Box4, state: &mut [f64]) {
-    let channels = x.dims()[1];
-    reduce(
-        region,
-        channels,
-        Channels::Each,
-        |b| {
-            let rows = b
-                .rows()
-                .map(|(d, h)| x.row(b.n, b.c.start, d, h, b.w.clone()));
-            rows.map(Spread::of).fold(Spread::NONE, Spread::join)
-        },
-        |b, new| {
-            let c = b.c.start;
-            let group = match kind {
-                NormKind::Batch => c,
-                NormKind::Group(groups) => b.n * groups + c / (channels / groups),
-            };
-            let s = &mut state[3 * group..][..3];
-            let old = Spread {
-                count: s[0],
-                mean: s[1],
-                squares: s[2],
-            };
-            let joined = old.join(new);
-            s.copy_from_slice(&[joined.count, joined.mean, joined.squares]);
-        },
-    );
+impl From<[f64; 3]> for Spread {
+    fn from([count, mean, squares]: [f64; 3]) -> Self {
+        Spread {
+            count,
+            mean,
+            squares,
+        }
+    }
+}
+
+impl From<Spread> for [f64; 3] {
+    fn from(s: Spread) -> Self {
+        [s.count, s.mean, s.squares]
+    }
+}
+
+/// Which statistic, in a state of so many per sample, channel `c` of sample `n` adds to.
+pub(super) fn group_of(kind: &NormKind, channels: usize, n: usize, c: usize) -> usize {
+    match kind {
+        NormKind::Batch => c,
+        NormKind::Group(groups) => n * groups + c / (channels / groups),
+    }
 }
 
 /// Mean and biased variance per group.
@@ -145,90 +131,46 @@ impl<'a, T: Real> Stats<'a, T> {
     }
 }
 
-/// `(x, moments, γ, β)` → `γ (x − mean) / √(var + eps) + β`.
-pub(super) fn normalise<T: Real>(a: &NormAttrs, job: &Job<'_, T>, out: &mut Out<'_, T>) {
-    let (x, gamma, beta) = (&job.inputs[0], job.inputs[2].flat(), job.inputs[3].flat());
-    let stats = Stats::new(a, &job.inputs[1], x.dims()[1]);
-    let region = region(&job.region, out.layout());
-    each_row(out, &region, |n, c, d, h, y| {
-        let (mean, rstd) = stats.at(n, c);
-        let (mean, factor) = (T::from_f64(mean), T::from_f64(rstd * gamma[c].to_f64()));
-        let offset = beta[c];
-        map1(x.row(n, c, d, h, region.s(2)), y, |x| {
-            (x - mean) * factor + offset
-        });
-    });
-}
-
-/// Adds `Σ ȳ` and `Σ ȳ x̂` over `region` to `state`, two doubles per channel of
-/// a sample.
-pub(super) fn sums<T: Real>(a: &NormAttrs, inputs: &[In<'_, T>], region: &Box4, state: &mut [f64]) {
-    let (x, g) = (&inputs[0], &inputs[2]);
-    let channels = x.dims()[1];
-    let stats = Stats::new(a, &inputs[1], channels);
-    reduce(
-        region,
-        channels,
-        Channels::Each,
-        |b| {
-            let c = b.c.start;
-            let (mean, rstd) = stats.at(b.n, c);
-            let (mut plain, mut with_x) = (0.0, 0.0);
-            for (d, h) in b.rows() {
-                let g = g.row(b.n, c, d, h, b.w.clone());
-                let x = x.row(b.n, c, d, h, b.w.clone());
-                plain += sum1(g, T::to_f64);
-                with_x += sum2(g, x, |g, x| g.to_f64() * (x.to_f64() - mean));
-            }
-            [plain, with_x * rstd]
-        },
-        |b, [plain, with_x]| {
-            let pair = &mut state[2 * (b.n * channels + b.c.start)..][..2];
-            pair[0] += plain;
-            pair[1] += with_x;
-        },
-    );
-}
-
-/// `x̄` of a norm.
-///
-/// Frozen, `x̄ = γ ȳ / σ`. Else, with `m` elements per statistic,
-/// `x̄ = (γ ȳ − (S₁ + x̂ S₂) / m) / σ`, where `S₁ = Σ γ ȳ` and `S₂ = Σ γ ȳ x̂` run
-/// over all that share the statistic: Ioffe and Szegedy, arXiv:1502.03167.
-pub(super) fn grad<T: Real>(a: &NormAttrs, job: &Job<'_, T>, out: &mut Out<'_, T>) {
-    let region = region(&job.region, out.layout());
-    let channels = out.dims()[1];
-    if a.frozen {
-        let (g, gamma) = (&job.inputs[1], job.inputs[2].flat());
-        let stats = Stats::new(a, &job.inputs[0], channels);
-        return each_row(out, &region, |n, c, d, h, x| {
-            let factor = T::from_f64(stats.at(n, c).1 * gamma[c].to_f64());
-            map1(g.row(n, c, d, h, region.s(2)), x, |g| factor * g);
-        });
-    }
-    let (x, g, gamma) = (&job.inputs[0], &job.inputs[2], job.inputs[3].flat());
-    let stats = Stats::new(a, &job.inputs[1], channels);
-    let terms = terms(a, &stats, x.dims(), gamma, job.inputs[4].flat());
-    each_row(out, &region, |n, c, d, h, out| {
-        let [mean, of_g, constant, of_x] = terms[n * channels + c].map(T::from_f64);
-        let (x, g) = (
-            x.row(n, c, d, h, region.s(2)),
-            g.row(n, c, d, h, region.s(2)),
-        );
-        map2(x, g, out, |x, g| of_g * g - (constant + of_x * (x - mean)));
-    });
-}
-
-/// Per channel of each sample: the mean, and the factors of `ȳ`, of 1 and of
-/// `x − mean` in the gradient.
-fn terms<T: Real>(
+/// Mean, and one over the standard deviation, that a norm over a map of these lifted
+/// extents uses.
+pub(super) fn stats<T: Real>(
     a: &NormAttrs,
-    stats: &Stats<'_, T>,
+    moments: &In<'_, T>,
     dims: [usize; 5],
-    gamma: &[T],
-    sums: &[T],
-) -> Vec<[f64; 4]> {
-    let [batch, channels, spatial @ ..] = dims;
+) -> PerChannel<(f64, f64)> {
+    let stats = Stats::new(a, moments, dims[1]);
+    PerChannel::new(dims, |(n, c)| stats.at(n, c))
+}
+
+/// Mean, factor and offset of `(x, moments, γ, β)` → `γ (x − mean) / √(var + eps) + β`.
+pub(super) fn factors<T: Real>(a: &NormAttrs, inputs: &[In<'_, T>]) -> PerChannel<[T; 3]> {
+    let (x, gamma, beta) = (&inputs[0], inputs[2].flat(), inputs[3].flat());
+    let stats = Stats::new(a, &inputs[1], x.dims()[1]);
+    PerChannel::new(x.dims(), |(n, c)| {
+        let (mean, rstd) = stats.at(n, c);
+        let factor = rstd * gamma[c].to_f64();
+        [T::from_f64(mean), T::from_f64(factor), beta[c]]
+    })
+}
+
+/// Factors of `(moments, ȳ, γ)` → `x̄ = γ ȳ / σ`, the statistics being given.
+pub(super) fn frozen_factors<T: Real>(a: &NormAttrs, inputs: &[In<'_, T>]) -> PerChannel<T> {
+    let (g, gamma) = (&inputs[1], inputs[2].flat());
+    let stats = Stats::new(a, &inputs[0], g.dims()[1]);
+    let factor = |(n, c): (usize, usize)| stats.at(n, c).1 * gamma[c].to_f64();
+    PerChannel::new(g.dims(), |at| T::from_f64(factor(at)))
+}
+
+/// `(x, moments, ȳ, γ, sums)` → `x̄` of a norm whose statistics are those of its input:
+/// the mean, and the factors of `ȳ`, of 1 and of `x − mean` in it.
+///
+/// With `m` elements per statistic, `x̄ = (γ ȳ − (S₁ + x̂ S₂) / m) / σ`, where
+/// `S₁ = Σ γ ȳ` and `S₂ = Σ γ ȳ x̂` run over all that share the statistic: Ioffe and
+/// Szegedy, arXiv:1502.03167.
+pub(super) fn terms<T: Real>(a: &NormAttrs, inputs: &[In<'_, T>]) -> PerChannel<[T; 4]> {
+    let (gamma, sums) = (inputs[3].flat(), inputs[4].flat());
+    let dims @ [batch, channels, spatial @ ..] = inputs[0].dims();
+    let stats = Stats::new(a, &inputs[1], channels);
     let points: usize = spatial.iter().product();
     let sum = |n: usize, c: usize| {
         let i = 2 * (n * channels + c);
@@ -250,23 +192,19 @@ fn terms<T: Real>(
             (total, stats.group_len * points)
         }
     };
-    let mut terms = Vec::with_capacity(batch * channels);
-    for n in 0..batch {
-        let mut last = None;
-        for (c, gamma) in gamma.iter().enumerate() {
-            // Channels of a group are neighbours: sum them once.
-            let group = c / stats.group_len;
-            let ([s1, s2], count) = match last {
-                Some((g, shared)) if g == group => shared,
-                _ => shared(n, c),
-            };
-            last = Some((group, ([s1, s2], count)));
-            let (mean, rstd) = stats.at(n, c);
-            let each = rstd / count as f64;
-            terms.push([mean, rstd * gamma.to_f64(), s1 * each, s2 * each * rstd]);
-        }
-    }
-    terms
+    // Channels of a group are neighbours: sum them once.
+    let mut last = None;
+    PerChannel::new(dims, |(n, c)| {
+        let group = (n, c / stats.group_len);
+        let ([s1, s2], count) = match last {
+            Some((g, shared)) if g == group => shared,
+            _ => shared(n, c),
+        };
+        last = Some((group, ([s1, s2], count)));
+        let (mean, rstd) = stats.at(n, c);
+        let each = rstd / count as f64;
+        [mean, rstd * gamma[c].to_f64(), s1 * each, s2 * each * rstd].map(T::from_f64)
+    })
 }
 
 /// `(sums)` → gradient of `γ` or `β`, `[C]`: the sums over the batch.

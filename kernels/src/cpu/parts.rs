@@ -73,15 +73,28 @@ pub(super) fn region(asked: &Box4, layout: &Layout) -> Box4 {
     }
 }
 
-/// Calls `f` for parts of about `grain` elements that make up `region` of `out`.
-pub(super) fn each_part<T: Element>(
-    out: &mut Out<'_, T>,
+/// Some rows of some channels of one sample.
+pub(super) struct Rows {
+    /// Sample.
+    pub(super) n: usize,
+    /// Channels.
+    pub(super) c: Range<usize>,
+    /// Depth.
+    pub(super) d: usize,
+    /// Rows.
+    pub(super) h: Range<usize>,
+    /// Columns.
+    pub(super) w: Range<usize>,
+}
+
+/// Calls `f` for boxes of about `grain` elements that make up `region`, perhaps at once.
+pub(super) fn each_box(
     region: &Box4,
+    n_channels: usize,
     channels: Channels,
     grain: usize,
-    f: impl Fn(Part<'_, T>) + Sync,
+    f: impl Fn(Rows) + Sync,
 ) {
-    let n_channels = out.dims()[1];
     let (c_parts, c_len) = match channels {
         Channels::Each => (n_channels, 1),
         Channels::All => (1, n_channels),
@@ -94,14 +107,12 @@ pub(super) fn each_part<T: Element>(
     let h_len = (grain / (w.len() * c_len)).clamp(1, rows.len());
     let h_parts = rows.len().div_ceil(h_len);
     let total = samples.len() * c_parts * depth.len() * h_parts;
-    let out = &*out;
     let call = |i: usize| {
         let (i, h) = (i / h_parts, i % h_parts);
         let (i, d) = (i / depth.len(), i % depth.len());
         let (n, c) = (i / c_parts, i % c_parts);
         let h = rows.start + h * h_len;
-        f(Part {
-            out,
+        f(Rows {
             n: samples.start + n,
             c: c * c_len..(c + 1) * c_len,
             d: depth.start + d,
@@ -114,6 +125,21 @@ pub(super) fn each_part<T: Element>(
     } else {
         (0..total).into_par_iter().for_each(call);
     }
+}
+
+/// Calls `f` for parts of about `grain` elements that make up `region` of `out`.
+pub(super) fn each_part<T: Element>(
+    out: &mut Out<'_, T>,
+    region: &Box4,
+    channels: Channels,
+    grain: usize,
+    f: impl Fn(Part<'_, T>) + Sync,
+) {
+    let out = &*out;
+    each_box(region, out.dims()[1], channels, grain, |rows| {
+        let Rows { n, c, d, h, w } = rows;
+        f(Part { out, n, c, d, h, w });
+    });
 }
 
 /// Calls `f(n, c, d, h, row)` for each row of `region`, to be filled with no
@@ -161,6 +187,20 @@ impl Block {
         self.rows
             .clone()
             .map(move |i| (self.d.start + i / h_len, self.h.start + i % h_len))
+    }
+
+    /// The same rows by depth: those of one depth are neighbours.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
+        let (h_len, mut at) = (self.h.len(), self.rows.start);
+        std::iter::from_fn(move || {
+            (at < self.rows.end).then(|| {
+                let (d, h) = (at / h_len, at % h_len);
+                let len = (h_len - h).min(self.rows.end - at);
+                at += len;
+                let h = self.h.start + h;
+                (self.d.start + d, h..h + len)
+            })
+        })
     }
 }
 
@@ -219,17 +259,6 @@ pub(super) fn repeated<T: Real>(flat: &In<'_, T>, n: usize, c: usize) -> T {
     let n = if batch == 1 { 0 } else { n };
     let c = if channels == 1 { 0 } else { c };
     flat.flat()[n * channels + c]
-}
-
-/// The row of `x` that is combined with row `(n, c, d, h)` of a map: its own,
-/// or that of its only channel.
-pub(super) fn row_of<'a, T: Real>(
-    x: &In<'a, T>,
-    [n, c, d, h]: [usize; 4],
-    w: &Range<usize>,
-) -> &'a [T] {
-    let c = if x.dims()[1] == 1 { 0 } else { c };
-    x.row(n, c, d, h, w.clone())
 }
 
 /// Attributes of a tensor with `n_spatial` spatial axes, right-aligned to the

@@ -1,32 +1,14 @@
-//! Sums, maxima and log-sum-exp over space.
+//! Maxima and log-sum-exp over space.
 //!
 //! Each tile's part is found by blocks and merged into doubles. The maximum
 //! compares coordinates on a tie, so that the first of the whole map wins in
 //! whatever order tiles come; log-sum-exp carries its own maximum.
 
-use super::elementwise::TOGETHER;
+use super::channels::TOGETHER;
 use super::lanes::{larger, map1, max, sum1};
 use super::parts::{Channels, each_row, reduce};
 use crate::real::Real;
 use crate::view::{Box4, In, Out};
-
-/// Adds the sums of `x` over `region` to `state`: `[N, C]` or `[C]`.
-pub(super) fn sum<T: Real>(x: &In<'_, T>, region: &Box4, keep_batch: bool, state: &mut [f64]) {
-    let channels = x.dims()[1];
-    reduce(
-        region,
-        channels,
-        Channels::Each,
-        |b| {
-            let row = |(d, h)| sum1(x.row(b.n, b.c.start, d, h, b.w.clone()), T::to_f64);
-            b.rows().map(row).sum::<f64>()
-        },
-        |b, sum| {
-            let n = if keep_batch { b.n } else { 0 };
-            state[n * channels + b.c.start] += sum;
-        },
-    );
-}
 
 /// A maximum and where it is, in lifted coordinates.
 #[derive(Clone, Copy)]

@@ -9,6 +9,8 @@
 //! kernel reads and writes different buffers of one allocation. That they do
 //! not overlap while live is what the plan's verifier has checked.
 
+mod chain;
+
 use memmap2::MmapMut;
 use rayon::prelude::*;
 use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
@@ -17,7 +19,7 @@ use sstep_kernels::{
     optim, with_element,
 };
 
-use crate::backend::{Backend, Launch, Partial, Place};
+use crate::backend::{Backend, Launch, Link, Partial, Place};
 use crate::disk::DiskMap;
 use crate::error::ExecError;
 use crate::source::TileSource;
@@ -173,6 +175,10 @@ impl<T: Real> Backend<T> for Cpu {
             cpu::accumulate(job, &mut state, out, workspace)
         });
         Ok(())
+    }
+
+    fn chain(&mut self, links: &[Link<'_>]) -> Result<(), ExecError> {
+        self.run_chain::<T>(links)
     }
 
     fn finish(
