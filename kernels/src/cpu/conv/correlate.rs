@@ -1,4 +1,5 @@
-//! Weight gradient in `f32` of first layers: outer products over positions.
+//! Weight gradient in `f32` of first layers, and of 1 × 1 convolutions on eight lanes:
+//! outer products over positions.
 //!
 //! The channels of `ȳ` become lanes, by transposing a block of positions; columns
 //! (channel, tap) of `x` are broadcast from a panel in which a tap is an offset. Register
@@ -11,26 +12,29 @@
 //! timing of threads. It packs the next block piece by piece, between tiles of the
 //! present one, so that memory is not waited for.
 
+mod block;
+
 use std::ops::Range;
 
 use super::Geom;
 use super::blocks::Blocks;
 use super::direct::{axis, tap_offsets};
-use super::outer::{self, Cursor, VECTORS};
-use super::panel::{Axis, Extents, Rows};
+use super::outer::{Cursor, VECTORS};
+use super::panel::{Axis, Extents};
 use super::tasks::{self, DisjointMut};
 use super::vector::{Kernel, Vector, Width};
 use super::wgrad::{Part, parts};
 use crate::Job;
-use crate::view::In;
+use block::{Block, Side};
 
 /// Fewer channels of `ȳ` would leave lanes idle.
 const LEAST_OUTS: usize = 16;
 
-/// With more channels of `x`, dot products are better.
+/// With more channels of `x` and several taps, dot products are better.
 const MOST_INS: usize = 8;
 
-/// With fewer taps, too.
+/// With fewer taps they are better, too, unless lanes are few: a tap that is not shared
+/// is then read from the second-level cache for four channels of `ȳ` at a time.
 const LEAST_TAPS: usize = 4;
 
 /// Most floats of a block's panels, of which there are two.
@@ -53,24 +57,39 @@ const ROW_COST: usize = 16;
 const MOST_COLUMNS: usize = 288;
 const MOST_OUTS: usize = 64;
 
+/// Where each of few columns is used by more output channels, so many sums in one task.
+const MOST_SUMS: usize = 16 << 10;
+
 /// Computes the job if it is one that this is good for and there is scratch for it;
 /// tells whether it did.
 pub(super) fn weight_grad(g: &Geom, job: &Job<f32>, w: &mut [f32], scratch: &mut [f32]) -> bool {
     let (x, y) = (&job.inputs[0], &job.inputs[1]);
     let ins = x.dims()[1] / g.groups;
     let outs = y.dims()[1] / g.groups;
-    if ins > MOST_INS || outs < LEAST_OUTS || g.taps() < LEAST_TAPS {
+    let width = Width::best(outs);
+    let good = if g.taps() == 1 {
+        // With a stride, packing weighs more than what is gained.
+        width == Width::Eight && g.stride == [1; 3] && ins >= LEAST_OUTS
+    } else {
+        ins <= MOST_INS && g.taps() >= LEAST_TAPS
+    };
+    if !good || outs < LEAST_OUTS {
         return false;
     }
     let region = &job.region;
-    let width = Width::best(outs);
     let lanes = width.lanes();
     let wanted = tasks::n_workers(usize::MAX, w.len() * region.points());
     // What a task may use does not depend on how many there are at once.
     let share = tasks::share(scratch.len(), 1).min(tasks::BYTES_PER_THREAD / 4);
     let steps = [1, lanes];
     // Fewer channels at once where scratch is short.
-    let mut most = [(MOST_COLUMNS / g.taps()).max(1), MOST_OUTS];
+    let most_ins = (MOST_COLUMNS / g.taps()).max(1);
+    let most_outs = if g.taps() == 1 {
+        (MOST_SUMS / most_ins.min(ins)).clamp(MOST_OUTS, 4 * MOST_OUTS)
+    } else {
+        MOST_OUTS
+    };
+    let mut most = [most_ins, most_outs];
     let sums_floats = loop {
         let [c, k] = [most[0].min(ins), most[1].min(outs)];
         let sums = c.next_multiple_of(steps[0]) * k.next_multiple_of(steps[1]) * g.taps();
@@ -336,187 +355,6 @@ impl Layer<'_> {
             for (column, w) in w.iter_mut().enumerate() {
                 *w += sums[place(k, column)] as f32;
             }
-        }
-    }
-}
-
-/// Channels of a map at the positions of a block.
-struct Side<'a> {
-    map: &'a In<'a, f32>,
-    channels: Range<usize>,
-    axes: [Axis; 3],
-}
-
-impl Side<'_> {
-    /// How its rows are copied, so many floats apart.
-    fn rows(&self, row: usize, n: usize) -> Rows {
-        assert!(
-            self.channels.end <= self.map.dims()[1],
-            "the map has these channels"
-        );
-        Rows::new(&self.axes, row, self.map, n)
-    }
-}
-
-/// What a block is packed from, and how.
-struct Block {
-    /// Positions of a row.
-    positions: usize,
-    /// The map whose channels become lanes: their rows, floats of a row that is about to be
-    /// transposed, and vectors of channels.
-    lane_rows: Rows,
-    lane_channels: Range<usize>,
-    staged: usize,
-    vectors: usize,
-    /// The other one, its panel, floats of a channel there that rows take, and where
-    /// columns and rows begin.
-    column_rows: Rows,
-    column_channels: Range<usize>,
-    extents: Extents,
-    rows_end: usize,
-    columns: Vec<usize>,
-    rows: Vec<usize>,
-}
-
-/// A piece of packing.
-enum Unit {
-    /// A channel, counted from the block's first, of the map whose columns are broadcast.
-    Column(usize),
-    /// A row of a channel of the other one, put where it waits for its neighbours.
-    Lane {
-        channel: usize,
-        lane: usize,
-        row: usize,
-    },
-    /// A row of as many channels as lanes.
-    Transpose { vector: usize, row: usize },
-}
-
-impl Block {
-    /// Units of packing: all channels of one map; of the other, for every row of every
-    /// vector, its channels and then their transposition.
-    fn n_units<V: Vector>(&self) -> usize {
-        self.column_channels.len() + self.vectors * self.rows.len() * (V::LANES + 1)
-    }
-
-    #[inline(always)]
-    fn unit<V: Vector>(&self, index: usize) -> Unit {
-        let Some(index) = index.checked_sub(self.column_channels.len()) else {
-            return Unit::Column(index);
-        };
-        let (row, lane) = (index / (V::LANES + 1), index % (V::LANES + 1));
-        let (vector, row) = (row / self.rows.len(), row % self.rows.len());
-        if lane == V::LANES {
-            return Unit::Transpose { vector, row };
-        }
-        let channel = self.lane_channels.start + vector * V::LANES + lane;
-        Unit::Lane { channel, lane, row }
-    }
-
-    /// Packs some of the units, in ascending order.
-    ///
-    /// # Safety
-    /// The machine has the instructions.
-    #[inline(always)]
-    unsafe fn pack<V: Vector>(&self, units: Range<usize>, staged: &mut [f32], panel: &mut [f32]) {
-        let n_channels = self.column_channels.len();
-        let (columns, lanes) = panel.split_at_mut(self.extents.floats(n_channels));
-        for unit in units {
-            // SAFETY: as promised to this function; the channels exist.
-            unsafe {
-                match self.unit::<V>(unit) {
-                    Unit::Column(index) => {
-                        let to = &mut columns[index * self.extents.channel..];
-                        let to = &mut to[..self.extents.channel];
-                        let c = self.column_channels.start + index;
-                        self.column_rows.copy::<V>(c, c, to);
-                        to[self.rows_end..].fill(0.0);
-                    }
-                    Unit::Lane { channel, lane, row } => {
-                        let to = &mut staged[lane * self.staged..][..self.staged];
-                        if channel < self.lane_channels.end {
-                            self.lane_rows.copy_row::<V>(row, channel, channel, to);
-                        } else {
-                            to.fill(0.0);
-                        }
-                    }
-                    Unit::Transpose { vector, row } => {
-                        self.transpose_row::<V>(vector, row, staged, lanes);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Asks for what some of the units are packed from.
-    #[inline(always)]
-    fn prefetch<V: Vector>(&self, units: Range<usize>) {
-        for unit in units {
-            match self.unit::<V>(unit) {
-                Unit::Column(index) => {
-                    self.column_rows
-                        .prefetch(self.column_channels.start + index);
-                }
-                Unit::Lane { channel, row, .. } if channel < self.lane_channels.end => {
-                    self.lane_rows.prefetch_row(row, channel);
-                }
-                Unit::Lane { .. } | Unit::Transpose { .. } => {}
-            }
-        }
-    }
-
-    /// Transposes what is staged: a row of as many channels as lanes.
-    ///
-    /// # Safety
-    /// The machine has the instructions.
-    #[inline(always)]
-    unsafe fn transpose_row<V: Vector>(
-        &self,
-        vector: usize,
-        row: usize,
-        staged: &[f32],
-        lanes: &mut [f32],
-    ) {
-        let (step, positions) = (self.staged, self.positions);
-        // The vectors of a tile lie side by side.
-        let tile = vector / VECTORS * VECTORS;
-        let width = VECTORS.min(self.vectors - tile) * V::LANES;
-        let all = self.rows.len() * positions;
-        let to = tile * V::LANES * all + row * positions * width + (vector - tile) * V::LANES;
-        let to = &mut lanes[to..][..(positions - 1) * width + V::LANES];
-        let staged = &staged[..V::LANES * step];
-        for p in (0..positions).step_by(V::LANES) {
-            let left = positions - p;
-            let from = staged[p..].as_ptr();
-            if left >= V::LANES {
-                let to = to[p * width..].as_mut_ptr();
-                // SAFETY: as promised to this function; there are as many rows and positions.
-                unsafe { V::transpose(from, step, to, width) };
-                continue;
-            }
-            let mut held = [0.0; 16 * 16];
-            // SAFETY: as promised to this function; staged rows are whole vectors.
-            unsafe { V::transpose(from, step, held.as_mut_ptr(), V::LANES) };
-            for (held, to) in held
-                .chunks(V::LANES)
-                .zip(to[p * width..].chunks_mut(width))
-                .take(left)
-            {
-                to[..V::LANES].copy_from_slice(held);
-            }
-        }
-    }
-
-    /// The block's tiles, when it is packed.
-    fn tiles<'p>(&'p self, panel: &'p [f32]) -> outer::Block<'p> {
-        let (panel, lanes) = panel.split_at(self.extents.floats(self.column_channels.len()));
-        outer::Block {
-            lanes,
-            vectors: self.vectors,
-            panel,
-            columns: &self.columns,
-            rows: &self.rows,
-            row: self.positions,
         }
     }
 }

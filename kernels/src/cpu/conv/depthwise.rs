@@ -9,9 +9,11 @@ use std::ops::Range;
 use super::Geom;
 use super::direct::base;
 use super::ring::{Ring, Taps};
+use super::stores::store;
 use super::tasks::{self, DisjointMut};
 use super::vector::{Kernel, Vector, Width};
 use crate::Job;
+use crate::cpu::stream;
 use crate::view::{In, Out};
 
 /// Columns computed from one ring, which should stay in the first-level cache; few
@@ -60,6 +62,9 @@ fn map(taps: &Taps, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]) -> bool
     let strip = h.len().div_ceil(strips);
     let strips = h.len().div_ceil(strip);
     let width = Width::best(w.len());
+    // The input passes through the cache along with the output, and is as large. Vectors
+    // are stored a few side by side, so that lines are whole.
+    let past = stream::worthwhile::<f32>(2 * region.points() * channels);
     let n_tasks = planes * strips;
     tasks::run(n_tasks, workers.min(n_tasks), scratch, |index, scratch| {
         let (plane, i) = (index / strips, index % strips);
@@ -75,10 +80,14 @@ fn map(taps: &Taps, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]) -> bool
             d,
             h: h0..(h0 + strip).min(h.end),
             w,
+            past,
         };
         // SAFETY: the caller checked the machine, and that the output holds the
         // region; tasks write disjoint parts of it.
         unsafe { width.run(outputs) };
+        if past {
+            stream::fence();
+        }
     });
     true
 }
@@ -93,6 +102,8 @@ struct Outputs<'a> {
     d: usize,
     h: Range<usize>,
     w: Range<usize>,
+    /// Whether outputs are stored past the cache.
+    past: bool,
 }
 
 impl Kernel for Outputs<'_> {
@@ -102,7 +113,7 @@ impl Kernel for Outputs<'_> {
         let n_taps = self.ring.taps.len();
         let w = &self.job.inputs[1].flat()[self.c * n_taps..][..n_taps];
         let bias = self.job.inputs.get(2).map(|bias| bias.flat()[self.c]);
-        let columns = self.w.len();
+        let (columns, past) = (self.w.len(), self.past);
         for h in self.h.clone() {
             // SAFETY: as promised to this function.
             unsafe { self.ring.advance::<V>(self.n, self.c, self.d, h) };
@@ -117,9 +128,9 @@ impl Kernel for Outputs<'_> {
                 // SAFETY: as promised to this function; reads as checked.
                 unsafe {
                     column += if columns - column >= VECTORS * V::LANES {
-                        vectors::<V, VECTORS>(x, at, w, bias, to, V::LANES)
+                        vectors::<V, VECTORS>(x, at, w, bias, to, V::LANES, past)
                     } else {
-                        vectors::<V, 1>(x, at, w, bias, to, (columns - column).min(V::LANES))
+                        vectors::<V, 1>(x, at, w, bias, to, (columns - column).min(V::LANES), past)
                     };
                 }
             }
@@ -140,6 +151,7 @@ unsafe fn vectors<V: Vector, const N: usize>(
     bias: Option<f32>,
     to: *mut f32,
     lanes: usize,
+    past: bool,
 ) -> usize {
     // SAFETY: as promised to this function.
     unsafe {
@@ -154,11 +166,7 @@ unsafe fn vectors<V: Vector, const N: usize>(
         for (i, acc) in acc[0].iter().enumerate() {
             let sum = bias.map_or(*acc, |bias| acc.add(V::splat(bias)));
             let to = to.wrapping_add(i * V::LANES);
-            if lanes == V::LANES {
-                sum.store(to);
-            } else {
-                sum.store_some(to, lanes);
-            }
+            store(to, 1, lanes, sum, past);
         }
     }
     (N - 1) * V::LANES + lanes

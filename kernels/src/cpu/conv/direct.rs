@@ -86,6 +86,7 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         out,
         // Sums that are taken up again stay in the cache.
         past: cut.channels == in_group
+            && width.fills_lines()
             && stream::worthwhile::<f32>(region.points() * out.dims()[1]),
     };
     tasks::run(n_tasks, wanted.min(n_tasks), scratch, |index, scratch| {

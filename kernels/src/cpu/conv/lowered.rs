@@ -11,12 +11,14 @@
 //! Each worker packs the columns of its next block a few rows at a time, between
 //! register tiles of the present one, having asked for their lines a tile earlier.
 
+mod outputs;
+
 use std::ops::Range;
 
 use super::Geom;
-use super::columns::{Block, Grid, Run, Source, VECTORS};
+use super::columns::{Block, Grid, Source, VECTORS};
 use super::direct::source;
-use super::product::{Product, Spot, Weave, multiply};
+use super::product::{Product, Weave, multiply};
 use super::tasks::{self, DisjointMut, Draw};
 use super::vector::{Kernel, Vector, Width};
 use crate::Job;
@@ -105,7 +107,7 @@ pub(super) fn conv(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f32]
         weave: Weave::No,
         weight: WeightAt::Forward,
         block: 0,
-        past: stream::worthwhile::<f32>(job.region.points() * outs),
+        past: width.fills_lines() && stream::worthwhile::<f32>(job.region.points() * outs),
     };
     compute(layer, width, scratch)
 }
@@ -160,7 +162,7 @@ pub(super) fn adjoint(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut [f
         weave,
         weight: WeightAt::Adjoint { kernel: g.kernel },
         block: 0,
-        past: stream::worthwhile::<f32>(region.points() * outs),
+        past: width.fills_lines() && stream::worthwhile::<f32>(region.points() * outs),
     };
     compute(layer, width, scratch)
 }
@@ -270,81 +272,6 @@ impl Layer<'_> {
         self.source
             .block(self.grid.runs(first..end), self.grid.lanes())
     }
-
-    /// Where output row `at` of a position's lies along depth and rows, if it is in the
-    /// region.
-    fn row(&self, run: &Run, at: [usize; 2]) -> Option<[usize; 2]> {
-        let mut row = [0; 2];
-        for (s, row) in row.iter_mut().enumerate() {
-            *row = (run.at[s] * self.stride[s] + at[s]).checked_sub(self.pad[s])?;
-            if !self.job.region.s(s).contains(row) {
-                return None;
-            }
-        }
-        Some(row)
-    }
-
-    /// First column of the outputs of position `j`, which may lie left of the region.
-    fn column(&self, j: usize) -> isize {
-        (j * self.stride[2]) as isize - self.pad[2] as isize
-    }
-
-    /// Where the vectors of a block are stored in phase `at`, from the output's first
-    /// element on; nowhere, if that is outside of the region.
-    fn spots<V: Vector>(&self, runs: &[Run], at: [usize; 2], spots: &mut Vec<Spot>) {
-        spots.clear();
-        let [sn, _, sd, sh] = self.out.layout().strides;
-        let p = &self.out.layout().present.0;
-        let w = self.job.region.s(2);
-        for run in runs {
-            let row = self.row(run, at);
-            for first in (0..run.len).step_by(V::LANES) {
-                let Some([d, h]) = row else {
-                    spots.push(Spot {
-                        offset: 0,
-                        lo: 0,
-                        hi: 0,
-                    });
-                    continue;
-                };
-                let lanes = (run.len - first).min(V::LANES) * self.stride[2];
-                let column = self.column(run.at[2] + first);
-                let row = (run.n - p[0].lo) * sn + (d - p[1].lo) * sd + (h - p[2].lo) * sh;
-                spots.push(Spot {
-                    offset: row as isize + column - p[3].lo as isize,
-                    lo: (w.start as isize - column).max(0) as usize,
-                    hi: (w.end as isize - column).clamp(0, lanes as isize) as usize,
-                });
-            }
-        }
-    }
-
-    /// Fills the rows of a run's outputs that no tap reaches.
-    ///
-    /// # Safety
-    /// Nobody else uses these outputs meanwhile.
-    unsafe fn fill_gaps(&self, run: &Run) {
-        let w = self.job.region.s(2);
-        let start = self.column(run.at[2]).max(w.start as isize) as usize;
-        let end = self.column(run.at[2] + run.len).min(w.end as isize) as usize;
-        let rows = self.gaps.iter().filter_map(|&at| self.row(run, at));
-        for [d, h] in rows {
-            for channel in 0..self.out.dims()[1] {
-                let bias = self
-                    .job
-                    .inputs
-                    .get(2)
-                    .map_or(0.0, |bias| bias.flat()[channel]);
-                // SAFETY: as promised to this function.
-                let row = unsafe { self.out.row_mut(run.n, channel, d, h, start..end) };
-                if self.past {
-                    stream::fill(row, 0.0 + bias);
-                } else {
-                    row.fill(0.0 + bias);
-                }
-            }
-        }
-    }
 }
 
 /// What one thread does: it packs a block's columns while it computes another's.
@@ -405,47 +332,54 @@ unsafe fn compute_block<V: Vector>(
     let (n_rows, n_groups) = (source.n_rows(), layer.n_groups(V::OUTS));
     let (channels, per_tile) = (out.dims()[1], V::OUTS / layer.woven());
     let bias = layer.job.inputs.get(2).map(In::flat);
-    let n_tiles = now.n_tiles();
-    let n_calls = layer.phases.len() * n_groups * n_tiles;
-    let mut spots = Vec::with_capacity(n_tiles * VECTORS);
+    let (n_tiles, n_products) = (now.n_tiles(), layer.phases.len() * n_groups);
+    let n_calls = n_products * n_tiles;
+    let mut spots = Vec::with_capacity(layer.phases.len() * n_tiles * VECTORS);
+    for &phase in &layer.phases {
+        layer.spots::<V>(&now.runs, phase, &mut spots);
+    }
+    let n_vectors = spots.len() / layer.phases.len();
     let mut lines = Vec::new();
     let mut packed = 0;
-    let products = weights.chunks_exact(n_rows * V::OUTS);
-    for (product, w) in products.enumerate() {
+    for call in 0..n_calls {
+        // A tile's columns stay in the first-level cache while the weights stream past;
+        // where lanes are many and outputs may bypass the cache, those of neighbouring
+        // tiles are better stored in turn.
+        let (product, tile) = if V::LANES == 8 {
+            (call % n_products, call / n_products)
+        } else {
+            (call / n_tiles, call % n_tiles)
+        };
         let (phase, group) = (product / n_groups, product % n_groups);
-        if group == 0 {
-            layer.spots::<V>(&now.runs, layer.phases[phase], &mut spots);
-        }
         let first = group * per_tile;
         let n_outs = per_tile.min(channels - first);
-        let panels = panel.chunks(n_rows * VECTORS * V::LANES);
-        for (tile, (spots, x)) in spots.chunks(VECTORS).zip(panels).enumerate() {
-            let call = product * n_tiles + tile + 1;
-            let [packing, asking] =
-                [call, call + 1].map(|call| (n_rows * call / n_calls).min(n_rows));
-            // SAFETY: as promised to this function.
-            unsafe {
-                source.pack::<V>(packed..packing, after, next);
-                source.lines(packing..asking, after, &mut lines);
-                packed = packing;
-                if spots.iter().all(|spot| spot.hi == 0) {
-                    continue;
-                }
-                let base = out.as_mut_ptr();
-                multiply::<V>(&Product {
-                    n_rows,
-                    w,
-                    x,
-                    spots,
-                    weave: layer.weave,
-                    n_outs,
-                    out: base.wrapping_add(first * out.layout().strides[1]),
-                    out_channel: out.layout().strides[1],
-                    bias: bias.map(|bias| &bias[first..first + n_outs]),
-                    past: layer.past,
-                    lines: &lines,
-                });
+        let w = &weights[product * n_rows * V::OUTS..][..n_rows * V::OUTS];
+        let x = &panel[tile * n_rows * VECTORS * V::LANES..];
+        let spots = &spots[phase * n_vectors..][..n_vectors];
+        let spots = &spots[tile * VECTORS..n_vectors.min((tile + 1) * VECTORS)];
+        let [packing, asking] = [1, 2].map(|next| (n_rows * (call + next) / n_calls).min(n_rows));
+        // SAFETY: as promised to this function.
+        unsafe {
+            source.pack::<V>(packed..packing, after, next);
+            source.lines(packing..asking, after, &mut lines);
+            packed = packing;
+            if spots.iter().all(|spot| spot.hi == 0) {
+                continue;
             }
+            let base = out.as_mut_ptr();
+            multiply::<V>(&Product {
+                n_rows,
+                w,
+                x,
+                spots,
+                weave: layer.weave,
+                n_outs,
+                out: base.wrapping_add(first * out.layout().strides[1]),
+                out_channel: out.layout().strides[1],
+                bias: bias.map(|bias| &bias[first..first + n_outs]),
+                past: layer.past,
+                lines: &lines,
+            });
         }
     }
     for run in now.runs.iter().filter(|_| !layer.gaps.is_empty()) {

@@ -90,6 +90,7 @@ pub(super) fn transpose(g: &Geom, job: &Job<f32>, out: &Out<f32>, scratch: &mut 
             out,
             // Sums that are taken up again stay in the cache.
             past: cut.channels == in_group
+                && width.fills_lines()
                 && stream::worthwhile::<f32>(region.points() * out.dims()[1]),
             outputs,
             channels: cut.channels,

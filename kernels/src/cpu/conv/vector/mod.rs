@@ -44,6 +44,13 @@ impl Width {
         }
     }
 
+    /// Whether stores of a register tile past the cache are worth while: each vector is a
+    /// cache line. Parts of one wait for the rest, and where several channels are stored
+    /// in turn they are written to memory without it, which is slow.
+    pub(super) fn fills_lines(self) -> bool {
+        self == Width::Sixteen
+    }
+
     /// Output channels of a full register tile.
     pub(super) fn outs(self) -> usize {
         match self {

@@ -1,14 +1,20 @@
 //! The multiplications: for each of the 36 points, sums over channels.
 //!
 //! A register tile is eight output channels by up to three vectors of sixteen
-//! tiles. Each step loads the vectors and multiplies them with eight broadcast
+//! tiles, with AVX2 four by three of eight. Each step loads the vectors and multiplies them with eight broadcast
 //! weights; 24 accumulators keep the FMA units busy, and both operands stream
 //! from where they were packed in this very order.
 
 use std::arch::x86_64::*;
+use std::array::from_fn;
 
+use super::super::tile::step_4_by_3;
+use super::super::vector::Vector;
 use super::OUTS;
 use super::transform::LANES;
+
+/// Lanes of a vector of AVX2.
+const HALF: usize = LANES / 2;
 
 /// `m[k][v] = Σ_r w[r][k] · u[r][v]` over `n_terms` terms `r`, eight channels `k`
 /// and `vectors` vectors of sixteen lanes; every product is added by one fused
@@ -80,30 +86,55 @@ pub(super) unsafe fn by_256(
 ) {
     let row = vectors * LANES;
     for first in (0..OUTS).step_by(4) {
-        for v in 0..vectors {
-            let mut acc = [[_mm256_setzero_ps(); 2]; 4];
-            for r in 0..n_terms {
-                // SAFETY: in bounds as promised.
-                unsafe {
-                    let at = u.add(r * row + v * LANES);
-                    let x = [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(LANES / 2))];
-                    for (k, acc) in acc.iter_mut().enumerate() {
-                        let weight = _mm256_set1_ps(*w.add(r * OUTS + first + k));
-                        acc[0] = _mm256_fmadd_ps(x[0], weight, acc[0]);
-                        acc[1] = _mm256_fmadd_ps(x[1], weight, acc[1]);
-                    }
+        let (w, m) = (w.wrapping_add(first), m.wrapping_add(first * row));
+        let mut at = 0;
+        while at < row {
+            let (u, m) = (u.wrapping_add(at), m.wrapping_add(at));
+            // Twelve accumulators keep the FMA units busier than eight.
+            // SAFETY: as promised to this function.
+            at += unsafe {
+                if row.is_multiple_of(3 * HALF) {
+                    tile_256::<3>(n_terms, w, u, m, row)
+                } else {
+                    tile_256::<2>(n_terms, w, u, m, row)
                 }
+            };
+        }
+    }
+}
+
+/// Four channels of `N` vectors of eight of the tiles of a `row`; returns those tiles.
+///
+/// # Safety
+/// As [`by_256`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_256<const N: usize>(
+    n_terms: usize,
+    w: *const f32,
+    u: *const f32,
+    m: *mut f32,
+    row: usize,
+) -> usize {
+    let x: [_; N] = from_fn(|v| u.wrapping_add(v * HALF));
+    // SAFETY: in bounds as promised.
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); N]; 4];
+        for r in 0..n_terms {
+            let w = w.wrapping_add(r * OUTS);
+            if N == 3 {
+                let acc = &mut *(&raw mut acc).cast::<[[__m256; 3]; 4]>();
+                step_4_by_3(acc, &x, r * row, w, 1);
+            } else {
+                __m256::broadcast_step(&mut acc, &x, r * row, w, 1);
             }
-            for (k, acc) in acc.iter().enumerate() {
-                // SAFETY: in bounds as promised.
-                unsafe {
-                    let to = m.add((first + k) * row + v * LANES);
-                    _mm256_storeu_ps(to, acc[0]);
-                    _mm256_storeu_ps(to.add(LANES / 2), acc[1]);
-                }
+        }
+        for (k, acc) in acc.iter().enumerate() {
+            for (v, &acc) in acc.iter().enumerate() {
+                _mm256_storeu_ps(m.add(k * row + v * HALF), acc);
             }
         }
     }
+    N * HALF
 }
 
 /// Channels of `x` of a register tile of the weight gradient.
@@ -183,6 +214,7 @@ pub(super) unsafe fn correlate_256(
         unsafe {
             let (u, m) = (u.add(c * tiles), m.add(c * LANES));
             c += match n_ins - c {
+                6.. => ins_256::<6>(tiles, u, y, m),
                 4.. => ins_256::<4>(tiles, u, y, m),
                 _ => ins_256::<1>(tiles, u, y, m),
             };
@@ -199,7 +231,6 @@ unsafe fn ins_256<const C: usize>(
     y: *const f32,
     m: *mut f32,
 ) -> usize {
-    const HALF: usize = LANES / 2;
     // SAFETY: in bounds as promised.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); 2]; C];

@@ -184,7 +184,7 @@ impl Task<'_> {
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
     unsafe fn run_512(&self, scratch: &mut [f32]) {
         // SAFETY: as promised to this function.
-        unsafe { self.run::<true>(scratch) };
+        unsafe { self.run::<16>(scratch) };
     }
 
     /// # Safety
@@ -192,13 +192,13 @@ impl Task<'_> {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn run_256(&self, scratch: &mut [f32]) {
         // SAFETY: as promised to this function.
-        unsafe { self.run::<false>(scratch) };
+        unsafe { self.run::<8>(scratch) };
     }
 
     /// # Safety
-    /// As [`Task::run_512`] if `WIDE`, else as [`Task::run_256`].
+    /// As [`Task::run_512`] if `WIDTH` is 16, else as [`Task::run_256`].
     #[inline(always)]
-    unsafe fn run<const WIDE: bool>(&self, scratch: &mut [f32]) {
+    unsafe fn run<const WIDTH: usize>(&self, scratch: &mut [f32]) {
         let Task { layer, sizes, .. } = self;
         let n_ins = self.c.len();
         let (doubles, scratch) = scratch.split_at_mut(2 * sizes.doubles());
@@ -221,11 +221,11 @@ impl Task<'_> {
                     layer.patches.prefetch(&segments, c + AHEAD, self.t);
                     layer
                         .patches
-                        .transform::<WIDE>(&mut columns, &segments, c, self.t, |p, u| {
+                        .transform::<WIDTH>(&mut columns, &segments, c, self.t, |p, u| {
                             patches[p * sizes.patch_point() + at..][..LANES].copy_from_slice(u);
                         });
                 }
-                self.grads::<WIDE>(&segments, v, &mut slab, grads);
+                self.grads::<WIDTH>(&segments, v, &mut slab, grads);
             }
             let next: [_; VECTORS] = from_fn(|v| layer.grid.vector(first + VECTORS + v));
             for p in 0..POINTS {
@@ -240,7 +240,7 @@ impl Task<'_> {
                     let (u, y, m) = (u.as_ptr(), y.as_ptr(), m.as_mut_ptr());
                     // SAFETY: the slices hold what is asked of them.
                     unsafe {
-                        if WIDE {
+                        if WIDTH == 16 {
                             gemm::correlate_512(n_ins, Sizes::TILES, u, y, m);
                         } else {
                             gemm::correlate_256(n_ins, Sizes::TILES, u, y, m);
@@ -281,7 +281,7 @@ impl Task<'_> {
 
     /// Transforms vector `v` of the tiles of `ȳ`, all channels.
     #[inline(always)]
-    fn grads<const WIDE: bool>(
+    fn grads<const WIDTH: usize>(
         &self,
         segments: &[Segment],
         v: usize,
@@ -299,7 +299,7 @@ impl Task<'_> {
                 for i in 0..TILE {
                     let mut row = Lines([[0.0; LANES]; TILE]);
                     let from = &slab[i * ROW + tile * TILE..];
-                    spread_channels::<f32, WIDE>(from, TILE * ROW, &mut row.0);
+                    spread_channels::<f32, WIDTH>(from, TILE * ROW, &mut row.0);
                     for l in 0..LANES {
                         let y = output_grad(from_fn(|j| row.0[j][l]));
                         for j in 0..PATCH {

@@ -166,7 +166,7 @@ impl<'a, T: Real> Problem<'a, T> {
     /// # Safety
     /// No other live slice overlaps the elements.
     #[inline(always)]
-    unsafe fn store<const WIDE: bool>(
+    unsafe fn store<const WIDTH: usize>(
         &self,
         segments: &[Segment],
         k: usize,
@@ -180,7 +180,7 @@ impl<'a, T: Real> Problem<'a, T> {
             }
         }
         // SAFETY: as promised to this function.
-        unsafe { tiles::store::<T, WIDE>(&self.out, &self.region, segments, k, &y.0) };
+        unsafe { tiles::store::<T, WIDTH>(&self.out, &self.region, segments, k, &y.0) };
     }
 }
 
@@ -227,7 +227,7 @@ fn few<T: Real>(problem: &Problem<T>, segments: &[Segment], k: usize) {
         transform::taps_2d(&problem.w.nine(k, problem.outs, c, t), &mut w);
         problem
             .patches
-            .transform::<false>(&mut columns, segments, c, t, |p, u| {
+            .transform::<1>(&mut columns, segments, c, t, |p, u| {
                 for (sums, &w) in sums.iter_mut().zip(&w[p]) {
                     for (sum, &u) in sums[p].iter_mut().zip(u) {
                         *sum = u.fma(w, *sum);
@@ -237,6 +237,6 @@ fn few<T: Real>(problem: &Problem<T>, segments: &[Segment], k: usize) {
     }
     for (k, sums) in (k..problem.outs).zip(&sums) {
         // SAFETY: a vector and channel is stored by one task.
-        unsafe { problem.store::<false>(segments, k, |p| sums[p]) };
+        unsafe { problem.store::<1>(segments, k, |p| sums[p]) };
     }
 }

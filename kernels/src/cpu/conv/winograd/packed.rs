@@ -192,7 +192,7 @@ impl Task<'_> {
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
     unsafe fn run_512(&self, scratch: &mut [f32]) {
         // SAFETY: as promised to this function.
-        unsafe { self.run::<true>(scratch) };
+        unsafe { self.run::<16>(scratch) };
     }
 
     /// # Safety
@@ -200,13 +200,13 @@ impl Task<'_> {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn run_256(&self, scratch: &mut [f32]) {
         // SAFETY: as promised to this function.
-        unsafe { self.run::<false>(scratch) };
+        unsafe { self.run::<8>(scratch) };
     }
 
     /// # Safety
-    /// As [`Task::run_512`] if `WIDE`, else as [`Task::run_256`].
+    /// As [`Task::run_512`] if `WIDTH` is 16, else as [`Task::run_256`].
     #[inline(always)]
-    unsafe fn run<const WIDE: bool>(&self, scratch: &mut [f32]) {
+    unsafe fn run<const WIDTH: usize>(&self, scratch: &mut [f32]) {
         let (problem, sizes) = (self.problem, self.sizes);
         let vectors = self.segments.len();
         let (patches, scratch) = scratch.split_at_mut(sizes.patches());
@@ -219,7 +219,7 @@ impl Task<'_> {
                 problem.patches.prefetch(segments, c + AHEAD, t);
                 problem
                     .patches
-                    .transform::<WIDE>(&mut columns, segments, c, t, |p, u| {
+                    .transform::<WIDTH>(&mut columns, segments, c, t, |p, u| {
                         patches[p * point + at..][..LANES].copy_from_slice(u);
                     });
             }
@@ -243,7 +243,7 @@ impl Task<'_> {
                 let m = &mut sums[p * sizes.sum_point()..][..sizes.sum_point()];
                 // SAFETY: the slices hold what is asked of them.
                 unsafe {
-                    if WIDE {
+                    if WIDTH == 16 {
                         gemm::by_512(vectors, sizes.terms, w.as_ptr(), u.as_ptr(), m.as_mut_ptr());
                     } else {
                         gemm::by_256(vectors, sizes.terms, w.as_ptr(), u.as_ptr(), m.as_mut_ptr());
@@ -260,7 +260,7 @@ impl Task<'_> {
                         lanes
                     };
                     // SAFETY: as promised to this function.
-                    unsafe { problem.store::<WIDE>(segments, k, lanes) };
+                    unsafe { problem.store::<WIDTH>(segments, k, lanes) };
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! Between rows as they lie in memory and columns of sixteen tiles.
 //!
 //! A row of sixteen tiles is 64 numbers; column `j` of a tile is every fourth of
-//! them. Compilers make scalar moves of this, so with AVX-512 it is spelled out.
-//! `WIDE` asks for that; the caller promises the machine and that `T` is `f32`.
+//! them. Compilers make scalar moves of this, so for vectors it is spelled out.
+//! `WIDTH` tells for which: of 16 lanes (AVX-512), of 8 (AVX2), or of 1, that is not
+//! at all. With more than one the caller promises the machine and that `T` is `f32`.
 
 use super::transform::{LANES, Lanes, Lines, PATCH, TILE};
 use crate::real::Real;
@@ -15,15 +16,21 @@ pub(super) const PATCH_ROW: usize = ROW + PATCH - TILE;
 
 /// `into[j][l] = row[4 l + j]` for the six columns of patches.
 #[inline(always)]
-pub(super) fn spread<T: Real, const WIDE: bool>(
+pub(super) fn spread<T: Real, const WIDTH: usize>(
     row: &[T; PATCH_ROW],
     into: &mut [Lanes<T>; PATCH],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if WIDE {
-        // SAFETY: `T` is `f32` and the machine has AVX-512F, as the caller promises
-        // with `WIDE`; both arrays are as large as what is read and written.
-        unsafe { wide::spread_patches(row.as_ptr().cast(), into.as_mut_ptr().cast()) };
+    if WIDTH > 1 {
+        let (from, to) = (row.as_ptr().cast(), into.as_mut_ptr().cast());
+        // SAFETY: `T` is `f32` and the machine has the instructions, as the caller
+        // promises with `WIDTH`; both arrays are as large as what is read and written.
+        unsafe {
+            match WIDTH {
+                16 => sixteen::spread_patches(from, to),
+                _ => eight::spread_patches(from, to),
+            }
+        }
         return;
     }
     for l in 0..LANES {
@@ -39,16 +46,23 @@ pub(super) fn spread<T: Real, const WIDE: bool>(
 /// # Panics
 /// If `rows` is shorter than that.
 #[inline(always)]
-pub(super) fn spread_channels<T: Real, const WIDE: bool>(
+pub(super) fn spread_channels<T: Real, const WIDTH: usize>(
     rows: &[T],
     step: usize,
     into: &mut [Lanes<T>; TILE],
 ) {
     assert!(rows.len() >= (LANES - 1) * step + TILE, "sixteen channels");
     #[cfg(target_arch = "x86_64")]
-    if WIDE {
-        // SAFETY: as in `spread`; the length was checked.
-        unsafe { wide::spread_channels(rows.as_ptr().cast(), step, into.as_mut_ptr().cast()) };
+    if WIDTH > 1 {
+        let (from, to) = (rows.as_ptr().cast(), into.as_mut_ptr().cast());
+        // SAFETY: `T` is `f32` and the machine has the instructions, as the caller
+        // promises with `WIDTH`; both arrays are as large as what is read and written.
+        unsafe {
+            match WIDTH {
+                16 => sixteen::spread_channels(from, step, to),
+                _ => eight::spread_channels(from, step, to),
+            }
+        }
         return;
     }
     for c in 0..LANES {
@@ -60,12 +74,19 @@ pub(super) fn spread_channels<T: Real, const WIDE: bool>(
 
 /// A row of the columns of sixteen tiles.
 #[inline(always)]
-pub(super) fn gather<T: Real, const WIDE: bool>(columns: &[Lanes<T>; TILE]) -> Lines<[T; ROW]> {
+pub(super) fn gather<T: Real, const WIDTH: usize>(columns: &[Lanes<T>; TILE]) -> Lines<[T; ROW]> {
     let mut row = Lines([T::ZERO; ROW]);
     #[cfg(target_arch = "x86_64")]
-    if WIDE {
-        // SAFETY: as in `spread`.
-        unsafe { wide::gather(columns.as_ptr().cast(), row.0.as_mut_ptr().cast()) };
+    if WIDTH > 1 {
+        let (from, to) = (columns.as_ptr().cast(), row.0.as_mut_ptr().cast());
+        // SAFETY: `T` is `f32` and the machine has the instructions, as the caller
+        // promises with `WIDTH`; both arrays are as large as what is read and written.
+        unsafe {
+            match WIDTH {
+                16 => sixteen::gather(from, to),
+                _ => eight::gather(from, to),
+            }
+        }
         return row;
     }
     for l in 0..LANES {
@@ -77,7 +98,124 @@ pub(super) fn gather<T: Real, const WIDE: bool>(columns: &[Lanes<T>; TILE]) -> L
 }
 
 #[cfg(target_arch = "x86_64")]
-mod wide {
+mod eight {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, PATCH, ROW, TILE};
+
+    /// Tiles of a vector.
+    const HALF: usize = LANES / 2;
+
+    /// Quadruples `i` and `i + 4`, for the four `i`.
+    ///
+    /// # Safety
+    /// Each of the eight is valid for reads of four floats.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn quadruples(from: *const f32, step: usize) -> [__m256; 4] {
+        let mut all = [_mm256_setzero_ps(); 4];
+        for (i, both) in all.iter_mut().enumerate() {
+            let at = |i: usize| from.wrapping_add(i * step);
+            // SAFETY: as promised.
+            *both = unsafe {
+                let low = _mm256_castps128_ps256(_mm_loadu_ps(at(i)));
+                _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(at(i + 4)))
+            };
+        }
+        all
+    }
+
+    /// The first and the second numbers of four pairs, both halves on their own.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn pairs([a, b, c, d]: [__m256; 4]) -> [__m256; 2] {
+        let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+        [
+            _mm256_shuffle_ps::<0x44>(ab, cd),
+            _mm256_shuffle_ps::<0xee>(ab, cd),
+        ]
+    }
+
+    /// Rows as columns, both halves on their own.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn transpose([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+        let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+        let [first, second] = pairs([a, b, c, d]);
+        [
+            first,
+            second,
+            _mm256_shuffle_ps::<0x44>(ab, cd),
+            _mm256_shuffle_ps::<0xee>(ab, cd),
+        ]
+    }
+
+    /// # Safety
+    /// `rows` is valid for reads of four floats every `step`, sixteen times, and
+    /// `into` for writes of 4 × 16.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn spread_channels(rows: *const f32, step: usize, into: *mut f32) {
+        for half in [0, HALF] {
+            // SAFETY: as promised.
+            unsafe {
+                let columns = transpose(quadruples(rows.add(half * step), step));
+                for (j, column) in columns.into_iter().enumerate() {
+                    _mm256_storeu_ps(into.add(j * LANES + half), column);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `row` is valid for reads of 66 floats, `into` for writes of 6 × 16.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn spread_patches(row: *const f32, into: *mut f32) {
+        for half in [0, HALF] {
+            // SAFETY: as promised; behind the last quadruple are two floats.
+            unsafe {
+                let row = row.add(half * TILE);
+                let tiles = quadruples(row, TILE);
+                for (j, column) in transpose(tiles).into_iter().enumerate() {
+                    _mm256_storeu_ps(into.add(j * LANES + half), column);
+                }
+                // The last two columns of a patch are the first two of the next one.
+                let ninth = _mm_castpd_ps(_mm_load_sd(row.add(HALF * TILE).cast()));
+                let fifth = _mm256_castps128_ps256(_mm_loadu_ps(row.add(4 * TILE)));
+                let last = _mm256_insertf128_ps::<1>(fifth, ninth);
+                let next = pairs([tiles[1], tiles[2], tiles[3], last]);
+                for (j, column) in next.into_iter().enumerate() {
+                    _mm256_storeu_ps(into.add((TILE + j) * LANES + half), column);
+                }
+            }
+        }
+        const { assert!(PATCH == TILE + 2 && ROW == LANES * TILE) };
+    }
+
+    /// # Safety
+    /// `columns` is valid for reads of 4 × 16 floats, `row` for writes of 64.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn gather(columns: *const f32, row: *mut f32) {
+        for half in [0, HALF] {
+            // SAFETY: as promised.
+            unsafe {
+                let column = |j: usize| _mm256_loadu_ps(columns.add(j * LANES + half));
+                let tiles = transpose([column(0), column(1), column(2), column(3)]);
+                let row = row.add(half * TILE);
+                for (i, &both) in tiles.iter().enumerate() {
+                    _mm_storeu_ps(row.add(i * TILE), _mm256_castps256_ps128(both));
+                    let high = _mm256_extractf128_ps::<1>(both);
+                    _mm_storeu_ps(row.add((i + 4) * TILE), high);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod sixteen {
     use std::arch::x86_64::*;
 
     use super::{LANES, ROW};
@@ -185,10 +323,10 @@ mod wide {
 mod tests {
     use super::*;
 
-    fn check<const WIDE: bool>() {
+    fn check<const WIDTH: usize>() {
         let row: [f32; PATCH_ROW] = std::array::from_fn(|i| i as f32);
         let mut columns = [[0.0; LANES]; PATCH];
-        spread::<f32, WIDE>(&row, &mut columns);
+        spread::<f32, WIDTH>(&row, &mut columns);
         for (j, column) in columns.iter().enumerate() {
             for (l, &found) in column.iter().enumerate() {
                 assert_eq!(found, (4 * l + j) as f32);
@@ -196,17 +334,26 @@ mod tests {
         }
         let tiles: [f32; ROW] = std::array::from_fn(|i| i as f32);
         let mut columns = [[0.0; LANES]; TILE];
-        spread_channels::<f32, WIDE>(&tiles, TILE, &mut columns);
-        assert_eq!(columns[3][2], 11.0);
-        assert_eq!(gather::<f32, WIDE>(&columns).0, tiles);
+        spread_channels::<f32, WIDTH>(&tiles, TILE, &mut columns);
+        for (j, column) in columns.iter().enumerate() {
+            for (l, &found) in column.iter().enumerate() {
+                assert_eq!(found, (4 * l + j) as f32);
+            }
+        }
+        assert_eq!(gather::<f32, WIDTH>(&columns).0, tiles);
     }
 
     #[test]
     fn columns_are_every_fourth_number() {
-        check::<false>();
+        check::<1>();
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f") {
-            check::<true>();
+        {
+            if is_x86_feature_detected!("avx2") {
+                check::<8>();
+            }
+            if is_x86_feature_detected!("avx512f") {
+                check::<16>();
+            }
         }
     }
 }

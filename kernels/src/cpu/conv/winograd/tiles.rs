@@ -118,10 +118,10 @@ pub(super) struct Patches<'a, T> {
 }
 
 impl<T: Real> Patches<'_, T> {
-    /// Transformed patches, [`shuffle`](super::shuffle)d `WIDE` or not, of channel `c`, depth tap `t`: calls `put(p, lanes)`
+    /// Transformed patches, [`shuffle`](super::shuffle)d at some `WIDTH`, of channel `c`, depth tap `t`: calls `put(p, lanes)`
     /// for each of the 36 points.
     #[inline(always)]
-    pub(super) fn transform<const WIDE: bool>(
+    pub(super) fn transform<const WIDTH: usize>(
         &self,
         columns: &mut Columns<T>,
         segments: &[Segment],
@@ -132,7 +132,7 @@ impl<T: Real> Patches<'_, T> {
         // Along the rows of the patch first.
         for i in 0..PATCH {
             let mut row = Lines([[T::ZERO; LANES]; PATCH]);
-            self.row::<WIDE>(segments, c, t, i, &mut row.0);
+            self.row::<WIDTH>(segments, c, t, i, &mut row.0);
             for l in 0..LANES {
                 let u = input(std::array::from_fn(|j| row.0[j][l]));
                 for j in 0..PATCH {
@@ -185,7 +185,7 @@ impl<T: Real> Patches<'_, T> {
 
     /// Row `i` of every patch.
     #[inline(always)]
-    fn row<const WIDE: bool>(
+    fn row<const WIDTH: usize>(
         &self,
         segments: &[Segment],
         c: usize,
@@ -206,7 +206,7 @@ impl<T: Real> Patches<'_, T> {
                 let from = first as usize;
                 let row = self.x.row(one.n, c, d, h, from..from + PATCH_ROW);
                 if let Ok(row) = row.try_into() {
-                    return spread::<T, WIDE>(row, into);
+                    return spread::<T, WIDTH>(row, into);
                 }
             }
         }
@@ -225,7 +225,7 @@ impl<T: Real> Patches<'_, T> {
             let first = s.w as isize - self.pad[2];
             self.copy([s.n, c, d, h], first, &mut buffer.0[at..at + len]);
         }
-        spread::<T, WIDE>(&buffer.0, into);
+        spread::<T, WIDTH>(&buffer.0, into);
         // The patches of a run's last tile go on where the next run's begin.
         for s in segments {
             let last = s.lane + s.len - 1;
@@ -308,7 +308,7 @@ fn prefetch_line<const HINT: i32, T>(from: *const T, len: usize) {
 /// # Safety
 /// No other live slice overlaps these elements.
 #[inline(always)]
-pub(super) unsafe fn store<T: Real, const WIDE: bool>(
+pub(super) unsafe fn store<T: Real, const WIDTH: usize>(
     out: &Out<T>,
     region: &Box4,
     segments: &[Segment],
@@ -317,7 +317,7 @@ pub(super) unsafe fn store<T: Real, const WIDE: bool>(
 ) {
     let (rows, cols) = (region.s(1), region.s(2));
     for (i, tiles) in tiles.iter().enumerate() {
-        let buffer = gather::<T, WIDE>(tiles).0;
+        let buffer = gather::<T, WIDTH>(tiles).0;
         for s in segments {
             let h = s.h + i;
             let (lo, hi) = (s.w.max(cols.start), (s.w + s.len * TILE).min(cols.end));
