@@ -7,7 +7,8 @@ use super::args::{Args, Placed, View, signed};
 use super::attrs::{
     n_spatial, offsets, region, views, with_conv, with_norm, with_pool, with_unary, with_upsample,
 };
-use super::library::{Conv, MatmulShapes, Offer, Pass, Scratch, add_per_channel, matmul};
+use super::convolution::{Conv, add_per_channel, asked};
+use super::library::{MatmulShapes, Offer, Pass, Scratch, matmul};
 use super::reductions::{domain, reduction};
 use crate::UpdateRule;
 use crate::cpu::dropout_threshold;
@@ -60,8 +61,6 @@ pub struct Task<'a> {
     pub seed: u64,
     /// What the plan gives a kernel for itself.
     pub scratch: Option<Scratch>,
-    /// Bytes of an element.
-    pub element_bytes: u64,
 }
 
 /// Elements of one channel that a block of a norm's kernel works on.
@@ -287,7 +286,6 @@ fn conv(task: &Task<'_>, attrs: &ConvAttrs, pass: Pass, out: &Placed) -> Vec<Ste
             work,
         }
     };
-    let bias = |region: &Box4| Some(add_per_channel(out, region, inputs.get(2)?));
     let (image, map) = match pass {
         Pass::Data => (out, &inputs[0]),
         Pass::Forward | Pass::Filter => (&inputs[0], out),
@@ -295,14 +293,14 @@ fn conv(task: &Task<'_>, attrs: &ConvAttrs, pass: Pass, out: &Placed) -> Vec<Ste
     let offered = Conv {
         pass,
         attrs,
-        n_spatial: n,
         image,
         map,
-        filter: (&inputs[1].layout, inputs[1].address),
-        region: region(&task.region, &out.layout),
-        adds: false,
+        filter: &inputs[1],
+        region: asked(task, out),
+        bias: inputs.get(2),
+        state: None,
     };
-    offered.steps(task, &kernel, &bias)
+    offered.steps(task, &kernel)
 }
 
 /// A dense layer or one of its gradients.

@@ -4,7 +4,8 @@ use sstep_autodiff::{ConvAttrs, Op, ReductionState, Ty};
 
 use super::args::{Args, Placed, View, signed};
 use super::attrs::{groups, n_spatial, region, views, with_conv, with_norm};
-use super::library::{Conv, Pass};
+use super::convolution::Conv;
+use super::library::Pass;
 use super::lower::{Call, Step, Task, Work};
 use crate::view::{Box4, Layout};
 
@@ -117,9 +118,7 @@ pub fn accumulate(task: &Task<'_>, state: Option<u64>, out: &Placed) -> Vec<Step
     }
 }
 
-/// A weight gradient's region. A library adds to the output in place; for a state of
-/// doubles it leaves the region's part, in the tape's precision, behind them, where
-/// [`Op::reduction_state`] keeps room for it, and a kernel adds that.
+/// A weight gradient's region.
 fn weight_grad(
     task: &Task<'_>,
     attrs: &ConvAttrs,
@@ -127,36 +126,17 @@ fn weight_grad(
     state: Option<u64>,
     out: &Placed,
 ) -> Vec<Step> {
-    let n = out.layout.shape.elems();
-    let part = state.map(|state| state + 8 * n as u64);
-    let add_part = |_: &Box4| {
-        let mut args = Args {
-            state: state?,
-            count: signed(n),
-            ..Args::default()
-        };
-        args.inputs[0] = View::from(&Placed {
-            address: part?,
-            layout: out.layout,
-        });
-        Some(Call {
-            kernel: "add_part",
-            args,
-            work: Work::Items(n as u64),
-        })
-    };
     let offered = Conv {
         pass: Pass::Filter,
         attrs,
-        n_spatial: n_spatial(&task.inputs[1].layout),
         image: &task.inputs[0],
         map: &task.inputs[1],
-        filter: (&out.layout, part.unwrap_or(out.address)),
+        filter: out,
         region,
-        adds: state.is_none(),
+        bias: None,
+        state,
     };
-    let kernel = |region: &Box4| reduction(task, region, state, out);
-    offered.steps(task, &kernel, &add_part)
+    offered.steps(task, &|region| reduction(task, region, state, out))
 }
 
 /// Turns a state into the result. `inputs` are the types of the whole inputs.
