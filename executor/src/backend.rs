@@ -20,6 +20,11 @@ pub struct Place {
     pub layout: Layout,
 }
 
+/// Bytes of a region's elements.
+pub(crate) fn elements_bytes(of: &Place, region: &Region) -> u64 {
+    region.points() * (of.layout.dims[1] * of.layout.dtype.bytes()) as u64
+}
+
 /// One kernel call.
 pub struct Launch<'a> {
     /// What to compute.
@@ -165,7 +170,8 @@ pub trait Backend<T: Real> {
     /// Copies a region within the arena.
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError>;
 
-    /// Reads a region of a source to the device.
+    /// Reads a region of a source to the device. The bytes that came: fewer than the
+    /// elements' where a source has bytes and the device makes elements of them.
     ///
     /// # Errors
     /// [`ExecError::Source`] with what the source says of input `name`.
@@ -175,7 +181,7 @@ pub trait Backend<T: Real> {
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), ExecError>;
+    ) -> Result<u64, ExecError>;
 
     /// Updates a parameter. `t` counts from 1.
     fn update(

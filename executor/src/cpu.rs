@@ -17,7 +17,7 @@ use sstep_kernels::{
     optim, with_element,
 };
 
-use crate::backend::{Backend, Launch, Partial, Place};
+use crate::backend::{Backend, Launch, Partial, Place, elements_bytes};
 use crate::disk::DiskMap;
 use crate::error::ExecError;
 use crate::source::TileSource;
@@ -238,9 +238,10 @@ impl<T: Real> Backend<T> for Cpu {
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), ExecError> {
+    ) -> Result<u64, ExecError> {
         let read = source.read(region, &mut self.output(dst));
-        read.map_err(ExecError::reading(name))
+        read.map_err(ExecError::reading(name))?;
+        Ok(elements_bytes(dst, region))
     }
 
     fn update(

@@ -424,9 +424,8 @@ impl<'a, T: Real> Interpreter<'a, T> {
                 let source = self.sources.get(&node);
                 let source = source.ok_or_else(|| inconsistent("a source is missing"))?;
                 let name = &self.plan.program.node(node).name;
-                self.backend
-                    .read_source(name, source.as_ref(), &region, &dst)?;
-                self.measured.source_bytes += self.region_bytes(node, &region);
+                let read = (self.backend).read_source(name, source.as_ref(), &region, &dst);
+                self.measured.source_bytes += read?;
                 Ok(())
             }
             ItemRole::Supply(Home::Disk(d)) => {

@@ -4,7 +4,7 @@ use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
 use sstep_kernels::cuda::{self as kernels, Placed, Step};
 use sstep_kernels::{AnyIn, AnyOut, Box4, Element, Real, UpdateRule, with_element};
 
-use crate::backend::{Backend, HostMemory, Launch, Partial, Place};
+use crate::backend::{Backend, HostMemory, Launch, Partial, Place, elements_bytes};
 use crate::disk::{DiskMap, PIECE_BYTES};
 use crate::error::ExecError;
 use crate::source::TileSource;
@@ -168,12 +168,18 @@ impl<T: Real> Backend<T> for Cuda<T> {
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), ExecError> {
+    ) -> Result<u64, ExecError> {
         // The device computes what it was given while this reads.
         self.flush()?;
         match source.bytes() {
-            Some(bytes) => self.read_bytes(name, bytes, region, dst),
-            None => self.read_elements(name, source, region, dst),
+            Some(bytes) => {
+                self.read_bytes(name, bytes, region, dst)?;
+                Ok(region.points() * dst.layout.dims[1] as u64)
+            }
+            None => {
+                self.read_elements(name, source, region, dst)?;
+                Ok(elements_bytes(dst, region))
+            }
         }
     }
 
