@@ -13,7 +13,7 @@ use std::ffi::{CStr, c_char};
 use std::sync::Mutex;
 
 use common::{differences, leaves, oracle};
-use cuda::{alone, counted, driver, execute, image, libraries};
+use cuda::{TURNED_TOO_SOON, alone, counted, driver, execute, image, libraries};
 use sstep_autodiff::Tape;
 use sstep_executor::cuda::Cuda;
 use sstep_planner::{Budget, Plan, Strategy};
@@ -299,6 +299,20 @@ fn maps_in_16_bits_are_laid_out_for_tensor_cores() {
         ] {
             assert!(said.contains(&line.replace("TO", to)), "{line}: {said:#?}");
         }
+    }
+}
+
+/// These tests can fail: where a map is read before it is turned, they do.
+#[test]
+fn a_map_that_is_turned_too_soon_is_found() {
+    if std::env::var_os("SSTEP_FAULT").is_some() {
+        narrow_cases("bf16")[1].calls(1 << 20);
+        return;
+    }
+    for (fault, is_sound) in [("none", true), (TURNED_TOO_SOON, false)] {
+        let name = "a_map_that_is_turned_too_soon_is_found";
+        let (passed, said) = alone(name, &[("SSTEP_FAULT", fault)]);
+        assert_eq!(passed, is_sound, "{said}");
     }
 }
 

@@ -17,7 +17,8 @@ use common::narrow::{judge, of_spec};
 use common::nets::{NetSpec, build, net_specs};
 use common::{AMPLE, Tensors, cast, config, differences, leaves, oracle, ready_on, roundings};
 use cuda::{
-    BYTES_OUT_OF_ORDER, FAULTS, OUT_OF_BOUNDS, alone, execute, on_cuda, plan_beyond, plan_of,
+    BYTES_OUT_OF_ORDER, FAULTS, OUT_OF_BOUNDS, TURNED_TOO_SOON, alone, execute, on_cuda,
+    plan_beyond, plan_of,
 };
 use proptest::prelude::*;
 use sstep_autodiff::DType;
@@ -51,7 +52,8 @@ fn a_fault_in_a_kernel_is_found() {
     assert!(sound, "{said}");
     let of_kernels = FAULTS.iter().map(|f| f.0);
     // Others have tests of their own.
-    let of_kernels = of_kernels.filter(|f| ![OUT_OF_BOUNDS, BYTES_OUT_OF_ORDER].contains(f));
+    let of_kernels =
+        of_kernels.filter(|f| ![OUT_OF_BOUNDS, BYTES_OUT_OF_ORDER, TURNED_TOO_SOON].contains(f));
     // The last is one of the driver's.
     for fault in of_kernels.chain(["waits of kernels that are not made"]) {
         let (passed, _) = run(fault);
