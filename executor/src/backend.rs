@@ -5,7 +5,7 @@
 //! cap. Host memory and the spill file are the interpreter's.
 
 use sstep_autodiff::{DType, Op, Region, Ty};
-use sstep_kernels::{AnyIn, AnyOut, Layout, Real, UpdateRule};
+use sstep_kernels::{AnyIn, AnyOut, Layout, Pace, Real, UpdateRule};
 
 use crate::disk::DiskMap;
 use crate::error::ExecError;
@@ -183,16 +183,23 @@ pub trait Backend<T: Real> {
         dst: &Place,
     ) -> Result<u64, ExecError>;
 
-    /// Updates a parameter. `t` counts from 1.
+    /// Updates a parameter.
     fn update(
         &mut self,
         rule: &UpdateRule,
-        lr: f64,
-        t: u64,
+        pace: &Pace,
         param: &Place,
         grad: &Place,
         slots: &[Place],
     ) -> Result<(), ExecError>;
+
+    /// Whether all elements of dense tensors of elements `T` are finite. `scratch` is what
+    /// the plan gives kernels for themselves: offset and bytes.
+    fn are_finite(
+        &mut self,
+        tensors: &[Place],
+        scratch: Option<(u64, u64)>,
+    ) -> Result<bool, ExecError>;
 
     /// Copies a whole dense tensor of elements `T` to the device.
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError>;

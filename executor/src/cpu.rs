@@ -13,8 +13,8 @@ use memmap2::MmapMut;
 use rayon::prelude::*;
 use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
 use sstep_kernels::{
-    AnyIn, AnyOut, Box4, Element, In, Job, Layout, Out, Real, State, StoredJob, UpdateRule, cpu,
-    optim, with_element,
+    AnyIn, AnyOut, Box4, Element, In, Job, Layout, Out, Pace, Real, State, StoredJob, UpdateRule,
+    cpu, optim, with_element,
 };
 
 use crate::backend::{Backend, Launch, Partial, Place, elements_bytes};
@@ -247,16 +247,27 @@ impl<T: Real> Backend<T> for Cpu {
     fn update(
         &mut self,
         rule: &UpdateRule,
-        lr: f64,
-        t: u64,
+        pace: &Pace,
         param: &Place,
         grad: &Place,
         slots: &[Place],
     ) -> Result<(), ExecError> {
         let whole = |p: &Place| self.slice::<T>(p.offset, p.layout.len);
         let mut slots: Vec<&mut [T]> = slots.iter().map(whole).collect();
-        optim::update(rule, lr, t, whole(param), whole(grad), &mut slots);
+        optim::update(rule, pace, whole(param), whole(grad), &mut slots);
         Ok(())
+    }
+
+    fn are_finite(
+        &mut self,
+        tensors: &[Place],
+        _scratch: Option<(u64, u64)>,
+    ) -> Result<bool, ExecError> {
+        let is_finite = |place: &Place| {
+            let values = self.slice::<T>(place.offset, place.layout.len);
+            values.par_iter().all(|x| x.to_f64().is_finite())
+        };
+        Ok(tensors.iter().all(is_finite))
     }
 
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {

@@ -12,7 +12,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use sstep_autodiff::{Op, ReductionState, Region, Ty};
-use sstep_kernels::{AnyIn, AnyOut, Layout, Real, UpdateRule};
+use sstep_kernels::{AnyIn, AnyOut, Layout, Pace, Real, UpdateRule};
 use sstep_planner::{At, BufferIx, DiskIx, Home, HostIx, Instr, ItemRole, NodeIx, Plan, Value};
 
 use crate::backend::{Backend, Launch, Partial, Place};
@@ -39,8 +39,12 @@ pub struct Measured {
     pub disk_read_bytes: u64,
     /// Bytes written from the device to the spill file.
     pub disk_write_bytes: u64,
-    /// Bytes read from sources.
+    /// Bytes that came from sources: of one that has bytes these, where the device makes
+    /// elements of them, which a plan does not know of.
     pub source_bytes: u64,
+    /// Whether parameters were left as they were, for a gradient was not finite; see
+    /// [`Scaled`].
+    pub update_skipped: bool,
     /// Device memory in use beside the arena after the step: the context, kernels and
     /// libraries; other programs' memory too. 0 on the CPU.
     pub beside_arena_bytes: u64,
@@ -116,6 +120,18 @@ pub struct StepHow {
     pub seed: u64,
     /// Update rule and learning rate, if the plan updates parameters.
     pub update: Option<(UpdateRule, f64)>,
+    /// Set if the loss was multiplied by a number that may prove too large.
+    pub scaled: Option<Scaled>,
+}
+
+/// A step whose gradients are those of a multiple of the loss. If one of them is not
+/// finite, no parameter is updated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaled {
+    /// What the loss was multiplied by.
+    pub by: f64,
+    /// Steps so far whose updates were left out: an optimiser counts its updates.
+    pub n_skipped: u64,
 }
 
 /// Instructions that may wait between the generator and the loop: this far
@@ -203,7 +219,12 @@ impl<'a, T: Real> Interpreter<'a, T> {
             })?;
             done_secs += stage.cost.secs;
         }
-        for update in 0..plan.program.updates.len() {
+        self.measured.update_skipped = self.how.scaled.is_some() && !self.is_finite()?;
+        let n_updates = match self.measured.update_skipped {
+            true => 0,
+            false => plan.program.updates.len(),
+        };
+        for update in 0..n_updates {
             self.step(Instr::Update {
                 update: update as u32,
             })?;
@@ -501,8 +522,22 @@ impl<'a, T: Real> Interpreter<'a, T> {
             .iter()
             .map(|&b| self.whole(b, update.param))
             .collect();
-        self.backend
-            .update(&rule, lr, self.how.step + 1, &param, &grad, &slots)
+        let scaled = self.how.scaled;
+        let pace = Pace {
+            lr,
+            t: self.how.step + 1 - scaled.map_or(0, |s| s.n_skipped),
+            loss_scale: scaled.map_or(1.0, |s| s.by),
+        };
+        self.backend.update(&rule, &pace, &param, &grad, &slots)
+    }
+
+    /// Whether all gradients that parameters are updated by are.
+    fn is_finite(&mut self) -> Result<bool, ExecError> {
+        let updates = self.plan.program.updates.iter();
+        let gradients: Result<Vec<Place>, ExecError> = updates.map(|u| self.flat(u.grad)).collect();
+        let scratch = self.plan.workspace.map(|b| self.plan.buffer(b));
+        let scratch = scratch.map(|b| (b.offset, b.bytes));
+        self.backend.are_finite(&gradients?, scratch)
     }
 
     /// Forgets the last stage's windows on entering a new one.

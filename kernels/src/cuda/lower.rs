@@ -10,9 +10,9 @@ use super::attrs::{
 use super::convolution::{Conv, add_per_channel, asked};
 use super::library::{MatmulShapes, Offer, Pass, Scratch, matmul};
 use super::reductions::{domain, reduction};
-use crate::UpdateRule;
 use crate::cpu::dropout_threshold;
 use crate::view::{Box4, Layout};
+use crate::{Pace, UpdateRule};
 
 /// How much there is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -380,14 +380,13 @@ pub fn slide(from: &Placed, to: &Placed, keep: &Box4) -> Call {
     }
 }
 
-/// One step of an optimiser; `t` counts from 1.
+/// One step of an optimiser.
 ///
 /// # Panics
 /// If `slots` are not those of the rule.
 pub fn update(
     rule: &UpdateRule,
-    lr: f64,
-    t: u64,
+    pace: &Pace,
     param: &Placed,
     grad: &Placed,
     slots: &[Placed],
@@ -397,6 +396,7 @@ pub fn update(
         rule.n_slots(),
         "a rule gets the state it asks for"
     );
+    let lr = pace.lr;
     let n = param.layout.shape.elems();
     let mut args = Args {
         out: View::from(param),
@@ -430,7 +430,7 @@ pub fn update(
             eps,
             weight_decay,
         } => {
-            let steps = t.max(1) as f64;
+            let steps = pace.t.max(1) as f64;
             let step = lr / (1.0 - beta1.powf(steps));
             let root = (1.0 - beta2.powf(steps)).sqrt();
             args.num[..7].copy_from_slice(&[lr, beta1, beta2, eps, weight_decay, step, root]);
@@ -438,6 +438,7 @@ pub fn update(
             "adam"
         }
     };
+    args.num[7] = pace.loss_scale;
     let work = Work::Items(n as u64);
     Call { kernel, args, work }
 }

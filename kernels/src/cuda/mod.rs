@@ -24,7 +24,7 @@ pub use library::{
     Scratch, Shapes,
 };
 pub use lower::{Call, Step, Task, Work, compute, copy, slide, update};
-pub use reductions::{accumulate, begin, finish};
+pub use reductions::{FINITE_SLOTS, accumulate, begin, finish, not_finite};
 
 use sstep_autodiff::DType;
 
@@ -111,6 +111,7 @@ pub fn kernel_names() -> &'static [&'static str] {
         "upsample",
         "upsample_grad",
         "sum_map",
+        "not_finite",
         "global_max",
         "global_max_grad",
         "spatial_lse",

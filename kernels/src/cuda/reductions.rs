@@ -71,6 +71,42 @@ pub(super) fn reduction(task: &Task<'_>, region: &Box4, state: Option<u64>, out:
     Call { kernel, args, work }
 }
 
+/// Doubles that [`not_finite`] counts in.
+pub const FINITE_SLOTS: usize = 1024;
+
+/// Elements that a block of it looks at before there is another block.
+const FINITE_PIECE: usize = 1 << 12;
+
+/// Counts the elements of dense tensors that are not finite, in [`FINITE_SLOTS`] doubles
+/// at `state`: of all finite tensors, all of these are zero.
+pub fn not_finite(tensors: &[Placed], state: u64) -> Vec<Call> {
+    let begin = Call {
+        kernel: "fill_state",
+        args: Args {
+            state,
+            count: signed(FINITE_SLOTS),
+            ..Args::default()
+        },
+        work: Work::Items(FINITE_SLOTS as u64),
+    };
+    let one = |tensor: &Placed| {
+        let n = tensor.layout.shape.elems();
+        let mut args = Args {
+            state,
+            count: signed(n),
+            ..Args::default()
+        };
+        args.inputs[0] = View::from(tensor);
+        let blocks = n.div_ceil(FINITE_PIECE).min(FINITE_SLOTS);
+        Call {
+            kernel: "not_finite",
+            args,
+            work: Work::Blocks(blocks as u64),
+        }
+    };
+    [begin].into_iter().chain(tensors.iter().map(one)).collect()
+}
+
 /// Starts a reduction whose output has type `out` at `address`: of its state, or
 /// of the output itself.
 pub fn begin(op: &Op, address: u64, out: &Ty) -> Call {
