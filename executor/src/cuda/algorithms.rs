@@ -62,8 +62,9 @@ pub(super) fn choices(
             let needs = |p: &$perf| {
                 let math = math_of(p.mathType, shapes);
                 let mut bytes = None;
-                // SAFETY: as above. What it has no bytes for, it does not support.
+                // SAFETY: as above.
                 if unsafe { result::set_convolution_math_type(conv, math) }.is_ok() {
+                    // SAFETY: as above. What it has no bytes for, it does not support.
                     bytes = unsafe { $bytes(handle, $($tensor),*, p.algo) }.ok();
                 }
                 let (algorithm, bytes) = ($kind(p.algo), bytes? as u64);
