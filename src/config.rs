@@ -13,6 +13,7 @@ use sstep_planner::{Budget, ByteSize, Objective, Strategy};
 
 use crate::data::{SlideView, Slides};
 use crate::error::Error;
+use crate::loss_scale::LossScale;
 use crate::nn::ModelSpec;
 use crate::optim::{self, Schedule, UpdateRule};
 use crate::precision::Precision;
@@ -153,9 +154,10 @@ pub struct TrainConfig {
     /// What maps are stored as: `f32`, `bf16` or `f16`.
     #[serde(default)]
     pub precision: Precision,
-    /// By what the loss is scaled before the reverse sweep; 1 by default, with `f16` 1024.
+    /// By what the loss is scaled before the reverse sweep: a number, or `"dynamic"`; 1 by
+    /// default, with `f16` 1024.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss_scale: Option<f64>,
+    pub loss_scale: Option<LossScale>,
     /// The network.
     pub model: ModelSpec,
     /// Memory.

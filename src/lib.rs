@@ -38,6 +38,7 @@ mod calibrate;
 pub mod config;
 pub mod data;
 mod error;
+mod loss_scale;
 pub mod nn;
 pub mod optim;
 pub mod params;
@@ -52,10 +53,11 @@ pub use calibrate::{
     CalibrateOptions, calibrate, calibrate_backend, calibrate_device, calibration_bytes,
 };
 pub use error::Error;
+pub use loss_scale::{DynamicScale, LossScale};
 pub use precision::Precision;
 pub use profile::{Profile, ProfileOrigin, profile_path};
 pub use report::{Pair, REPORT_HEADING, Report, peak_rss_bytes};
-pub use session::{OptimiserState, Session, SessionOptions, Step, differentiate};
+pub use session::{LOSS_SCALE, OptimiserState, Session, SessionOptions, Step, differentiate};
 pub use train::{TrainEvent, TrainOptions, TrainStep, Trainer};
 
 pub use sstep_autodiff::{
@@ -65,7 +67,7 @@ pub use sstep_autodiff::{
 pub use sstep_executor::source;
 pub use sstep_executor::{
     Device, DeviceError, DeviceInfo, DeviceOptions, ExecError, Executor, Feed, Feeds, Measured,
-    Progress, Spent, StepHow, Tensor, Timings, check_spill_dir, devices, freest, reference,
+    Progress, Scaled, Spent, StepHow, Tensor, Timings, check_spill_dir, devices, freest, reference,
 };
 pub use sstep_planner::{
     Aim, Budget, ByteSize, CapPoint, Comparison, Family, Machine, Objective, Plan, PlanError,

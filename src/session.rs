@@ -5,16 +5,18 @@
 //! plan per size it has seen, one arena for the size at hand, and carries
 //! parameters and optimiser state from one to the next.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sstep_autodiff::{DType, Op, Shape, Tape, backward_scaled};
+use sstep_autodiff::{DType, Op, Shape, Tape, backward, backward_scaled};
 use sstep_executor::source::TileSource;
 use sstep_executor::{Device, DeviceOptions, Executor, Feed, Feeds, Progress, StepHow, StepReport};
 use sstep_planner::{Aim, Budget, Machine, Objective, Plan, Program, StepSpec, Strategy, plan};
 
 use crate::error::Error;
+use crate::loss_scale::{DynamicScale, LossScale};
 use crate::nn::{self, Init, ModelSpec, Net, init_values, inits_of};
 use crate::optim::UpdateRule;
 use crate::params::{Element, Tensors};
@@ -41,7 +43,7 @@ pub struct SessionOptions {
     pub precision: Precision,
     /// By what the loss is scaled before the reverse sweep; gradients are scaled back.
     /// Without, as [`Precision::loss_scale`] says.
-    pub loss_scale: Option<f64>,
+    pub loss_scale: Option<LossScale>,
     /// Seed of parameters that are not given, and of dropout.
     pub seed: u64,
     /// Optimiser of a training session. Without one, a step hands back the
@@ -69,8 +71,9 @@ impl SessionOptions {
     }
 
     /// By what the loss is scaled before the reverse sweep.
-    pub fn loss_scale(&self) -> f64 {
-        self.loss_scale.unwrap_or(self.precision.loss_scale())
+    pub fn loss_scale(&self) -> LossScale {
+        let usual = LossScale::Fixed(self.precision.loss_scale());
+        self.loss_scale.unwrap_or(usual)
     }
 
     /// The same for training by `rule`.
@@ -100,6 +103,8 @@ struct Prepared {
     logits: Option<String>,
     image: String,
     labels: String,
+    /// Input that a dynamic scale of the loss is fed to.
+    loss_scale: Option<String>,
     inits: BTreeMap<String, Init>,
 }
 
@@ -142,6 +147,8 @@ pub struct Session<T: Element> {
     /// Optimiser state, likewise.
     state: OptimiserState<T>,
     n_steps: u64,
+    /// Of a dynamic scale of the loss.
+    scale: DynamicScale,
 }
 
 /// What a step gave.
@@ -151,7 +158,10 @@ pub struct Step<T> {
     pub loss: f64,
     /// Logits of a classifier, `[N, classes]`.
     pub logits: Option<sstep_executor::Tensor<T>>,
-    /// All outputs and what the step took.
+    /// What the loss was multiplied by for the gradients.
+    pub loss_scale: f64,
+    /// All outputs and what the step took. If the scale is dynamic and a gradient was not
+    /// finite, it says that no parameter was updated.
     pub report: StepReport<T>,
     /// The plan that was carried out.
     pub plan: Arc<Plan>,
@@ -186,6 +196,7 @@ impl<T: Element> Session<T> {
             params: Tensors::new(),
             state: BTreeMap::new(),
             n_steps: 0,
+            scale: DynamicScale::default(),
         }
     }
 
@@ -203,6 +214,19 @@ impl<T: Element> Session<T> {
     /// dropout and Adam's correction.
     pub fn set_n_steps(&mut self, n_steps: u64) {
         self.n_steps = n_steps;
+    }
+
+    /// State of a dynamic scale of the loss; `None` if the scale is fixed.
+    pub fn dynamic_scale(&self) -> Option<DynamicScale> {
+        match self.options.loss_scale() {
+            LossScale::Fixed(_) => None,
+            LossScale::Dynamic => Some(self.scale),
+        }
+    }
+
+    /// Continues with a dynamic scale, as after loading a checkpoint.
+    pub fn set_dynamic_scale(&mut self, scale: DynamicScale) {
+        self.scale = scale;
     }
 
     /// The plan for an image of shape `[N, C, spatial…]`, made at the first
@@ -252,15 +276,30 @@ impl<T: Element> Session<T> {
     ) -> Result<Step<T>, Error> {
         let key = self.prepare(image)?;
         self.enliven(&key)?;
+        let prepared = &self.prepared[&key];
         let how = StepHow {
             step: self.n_steps,
             seed: self.options.seed,
             update: self.options.rule.map(|rule| (rule, lr)),
+            scaled: prepared.loss_scale.as_ref().map(|_| self.scale.scaled()),
         };
+        let mut feeds = Cow::Borrowed(feeds);
+        if let Some(name) = &prepared.loss_scale {
+            let factor = Feed::Flat(vec![T::from_f64(self.scale.factor)]);
+            feeds.to_mut().insert(name.clone(), factor);
+        }
         let live = self.live.as_mut().expect("it has been made live");
-        let report = live.executor.step(feeds, &how, progress)?;
+        let report = live.executor.step(&feeds, &how, progress)?;
         self.n_steps += 1;
-        let prepared = &self.prepared[&key];
+        let loss_scale = match (how.scaled, self.options.loss_scale()) {
+            (Some(scaled), _) => {
+                self.scale = self.scale.after(report.measured.update_skipped);
+                scaled.by
+            }
+            (None, LossScale::Fixed(factor)) => factor,
+            // A program that has its gradients already.
+            (None, LossScale::Dynamic) => 1.0,
+        };
         let loss = report
             .outputs
             .get(&prepared.loss)
@@ -273,6 +312,7 @@ impl<T: Element> Session<T> {
         Ok(Step {
             loss,
             logits,
+            loss_scale,
             report,
             plan: Arc::clone(&prepared.plan),
         })
@@ -460,15 +500,17 @@ fn net_of_tape(tape: Tape) -> Result<Net, Error> {
 /// Adds the gradients of the first output to a tape, unless it has them, and
 /// tells what a step of it is for: to update all parameters by `rule`, or
 /// without one to hand back the gradients. The loss is scaled by `loss_scale` before the
-/// sweep, and gradients are scaled back: see [`backward_scaled`].
+/// sweep. By a fixed number, and gradients are scaled back: see [`backward_scaled`]. By a
+/// dynamic one, which an input of the name [`LOSS_SCALE`] or a similar one takes, and
+/// gradients are scaled back by the update ([`StepHow::scaled`]).
 ///
 /// # Errors
-/// [`Error::Usage`] if the tape declares no output, [`Error::Tape`] if the first
-/// is no loss.
+/// [`Error::Usage`] if the tape declares no output, or the scale is dynamic and there is
+/// no rule; [`Error::Tape`] if the first output is no loss.
 pub fn differentiate(
     tape: &mut Tape,
     rule: Option<&UpdateRule>,
-    loss_scale: f64,
+    loss_scale: LossScale,
 ) -> Result<StepSpec, Error> {
     let Some(&loss) = tape.outputs().first() else {
         return Err(Error::usage(NO_OUTPUT));
@@ -483,7 +525,21 @@ pub fn differentiate(
             state_slots: 0,
         });
     }
-    let gradients = backward_scaled(tape, loss, loss_scale)?;
+    let gradients = match loss_scale {
+        LossScale::Fixed(factor) => backward_scaled(tape, loss, factor)?,
+        LossScale::Dynamic if rule.is_none() => {
+            return Err(Error::usage(
+                "a dynamic scale of the loss needs an update that it can leave out",
+            ));
+        }
+        LossScale::Dynamic => {
+            let name = scale_name(tape);
+            let dims = tape.ty(loss).shape;
+            let scale = tape.input(&name, dims.dims())?;
+            let scaled = tape.mul(loss, scale)?;
+            backward(tape, scaled)?
+        }
+    };
     let Some(rule) = rule else {
         let outputs = tape.outputs().to_vec();
         return Ok(StepSpec {
@@ -501,6 +557,18 @@ pub fn differentiate(
             .collect(),
         state_slots: rule.n_slots(),
     })
+}
+
+/// Name of the input that takes a dynamic scale of the loss.
+pub const LOSS_SCALE: &str = "loss_scale";
+
+/// That name, or one that is like it and not taken.
+fn scale_name(tape: &Tape) -> String {
+    let mut name = LOSS_SCALE.to_owned();
+    while tape.by_name(&name).is_some() {
+        name.push('_');
+    }
+    name
 }
 
 /// Adds gradients to a network and plans it.
@@ -522,7 +590,9 @@ fn prepare(net: Net, options: &SessionOptions) -> Result<Prepared, Error> {
     if flat_logits {
         tape.output(logits);
     }
+    let scale = scale_name(&tape);
     let spec = differentiate(&mut tape, options.rule.as_ref(), options.loss_scale())?;
+    let loss_scale = tape.by_name(&scale).map(|_| scale);
     let plan = plan(
         &tape,
         &spec,
@@ -539,6 +609,7 @@ fn prepare(net: Net, options: &SessionOptions) -> Result<Prepared, Error> {
         logits: flat_logits.then_some(logits_name),
         image,
         labels,
+        loss_scale,
         inits,
     })
 }

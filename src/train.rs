@@ -14,12 +14,16 @@ use sstep_planner::Plan;
 
 use crate::data::{Dataset, Sample, sample_of};
 use crate::error::Error;
+use crate::loss_scale::DynamicScale;
 use crate::optim::Schedule;
 use crate::params::{self, Element, TensorFile};
 use crate::session::{OptimiserState, Session, Step};
 
 /// Prefix of optimiser state in a checkpoint: `optimizer/<slot>/<parameter>`.
 const STATE: &str = "optimizer/";
+
+/// Metadata that a checkpoint has of a [`DynamicScale`]: its fields in order.
+const SCALE: [&str; 3] = ["loss_scale", "loss_scale_good_steps", "skipped_steps"];
 
 /// How to train.
 #[derive(Clone, Debug)]
@@ -71,6 +75,11 @@ pub struct TrainStep {
     pub lr: f64,
     /// Loss.
     pub loss: f64,
+    /// What the loss was multiplied by for the gradients.
+    pub loss_scale: f64,
+    /// What it is multiplied by next, if no parameter was updated, for a gradient was not
+    /// finite under a dynamic scale.
+    pub lowered_to: Option<f64>,
     /// For each sample of the batch, the class that the network thought most
     /// likely before this step's update; empty if it has no such thing.
     pub classes: Vec<usize>,
@@ -192,6 +201,18 @@ impl<T: Element> Trainer<T> {
         self.session.set_params(tensors)?;
         self.session.set_optimiser_state(state)?;
         self.session.set_n_steps(step);
+        // Of a run whose scale was fixed there is none: it starts as that of a new run.
+        let number = |key: &str| meta(key).and_then(|s| s.parse().ok());
+        let factor = meta(SCALE[0]).and_then(|s| s.parse().ok());
+        if let (Some(factor), Some(n_good), Some(n_skipped)) =
+            (factor, number(SCALE[1]), number(SCALE[2]))
+        {
+            self.session.set_dynamic_scale(DynamicScale {
+                factor,
+                n_good,
+                n_skipped,
+            });
+        }
         self.saved = Some(path.to_path_buf());
         Ok(())
     }
@@ -220,6 +241,7 @@ impl<T: Element> Trainer<T> {
             let Step {
                 loss,
                 logits,
+                loss_scale,
                 report,
                 plan,
             } = self
@@ -230,18 +252,25 @@ impl<T: Element> Trainer<T> {
                         progress,
                     });
                 })?;
+            let lowered_to = (report.measured.update_skipped)
+                .then(|| self.session.dynamic_scale())
+                .flatten()
+                .map(|scale| scale.factor);
             let done = TrainStep {
                 step: step + 1,
                 steps: self.options.steps,
                 sample: sample.name,
                 lr,
                 loss,
+                loss_scale,
+                lowered_to,
                 classes: logits.map_or(Vec::new(), |t| classes(&t)),
                 measured: report.measured,
                 plan,
             };
             tell(TrainEvent::Step(&done));
-            if !loss.is_finite() {
+            let is_hopeless = lowered_to.is_some_and(|factor| factor < DynamicScale::LEAST);
+            if !loss.is_finite() || is_hopeless {
                 let checkpoint = self.saved.clone();
                 return Err(Error::Diverged {
                     step: done.step,
@@ -290,6 +319,7 @@ impl<T: Element> Trainer<T> {
                 checkpoint,
             });
         }
+        let scale = self.session.dynamic_scale();
         let state = self.session.optimiser_state()?.clone();
         let params = self.session.params()?;
         let state = state
@@ -299,10 +329,19 @@ impl<T: Element> Trainer<T> {
             .iter()
             .map(|(name, t)| (name.clone(), t))
             .chain(state);
-        let metadata = BTreeMap::from([
+        let mut metadata = BTreeMap::from([
             ("step".to_owned(), step.to_string()),
             ("about".to_owned(), self.options.about.clone()),
         ]);
+        if let Some(scale) = scale {
+            let values = [
+                scale.factor.to_string(),
+                scale.n_good.to_string(),
+                scale.n_skipped.to_string(),
+            ];
+            let keys = SCALE.map(str::to_owned);
+            metadata.extend(keys.into_iter().zip(values));
+        }
         params::save(&path, tensors, &metadata)?;
         tell(TrainEvent::Saved(&path));
         self.saved = Some(path);

@@ -48,6 +48,7 @@ fn trained(plan: &Plan, graphs: bool, values: &Tensors<f64>, n_steps: u64) -> Ve
             step,
             seed: 3,
             update: updates.then_some((RULE, 0.05 / (step + 1) as f64)),
+            scaled: None,
         };
         let report = executor.step(&feeds, &how, &mut |_| {}).unwrap();
         seen.extend(report.outputs.into_values().map(|t| t.data));

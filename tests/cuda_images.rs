@@ -112,17 +112,17 @@ fn reads_alike<T: Real>(case: &Case, seed: u64) {
     assert_eq!(bits(&got), bits(&want));
 }
 
-/// A plan's outputs, and the bytes that were copied to the device for them.
-fn outputs<T: Real>(plan: &Plan, leaves: &Tensors<T>, feed: Feed<T>) -> (Vec<Vec<u64>>, u64) {
+/// A plan's outputs, the bytes that were copied to the device for them, and those that
+/// the report says came from sources.
+fn outputs<T: Real>(plan: &Plan, leaves: &Tensors<T>, feed: Feed<T>) -> (Vec<Vec<u64>>, [u64; 2]) {
     let (mut executor, mut feeds) = ready_on(on_cuda::<T>(plan.clone(), false), leaves);
     feeds.insert("image".to_owned(), feed);
     let before = bytes_to_device();
     let report = executor.step(&feeds, &HOW, &mut |_| {}).unwrap();
     let bits = |t: Tensor<T>| t.data.iter().map(|v| v.to_f64().to_bits()).collect();
     let copied = bytes_to_device() - before;
-    let sources = report.measured.source_bytes;
-    assert_eq!(sources, plan.predicted.source_bytes);
-    (report.outputs.into_values().map(bits).collect(), copied)
+    let counts = [copied, report.measured.source_bytes];
+    (report.outputs.into_values().map(bits).collect(), counts)
 }
 
 /// Elements of a source, whole.
@@ -139,17 +139,20 @@ fn elements<T: Real>(source: &dyn TileSource<T>) -> Tensor<T> {
 }
 
 /// A plan fed with bytes gives the bits of one fed with elements. The bytes that each
-/// copied to the device: a count of the process's.
+/// copied to the device, a count of the process's, and those that each says it read.
 fn steps_alike<T: Real>(
     plan: &Plan,
     mut values: Tensors<T>,
     source: Arc<dyn TileSource<T>>,
-) -> [u64; 2] {
+) -> [[u64; 2]; 2] {
     values.insert("image".to_owned(), elements(source.as_ref()));
     let (_, feeds) = ready_on(on_cuda::<T>(plan.clone(), false), &values);
     let (want, of_elements) = outputs(plan, &values, feeds["image"].clone());
     let (got, of_bytes) = outputs(plan, &values, Feed::Source(source));
     assert_eq!(got, want);
+    // A plan does not know what an image is made of.
+    assert_eq!(of_elements[1], plan.predicted.source_bytes);
+    assert!(of_bytes[1] < of_elements[1]);
     [of_elements, of_bytes]
 }
 
@@ -226,8 +229,8 @@ fn a_slide_is_copied_as_the_bytes_that_were_decoded() {
     assert!(plan.stages[0].n_tiles() > 1);
     let [of_elements, of_bytes] = steps_alike(&plan, leaves(&net.tape, 5), Arc::new(batch));
     let (read, from_host) = (plan.predicted.source_bytes, plan.predicted.h2d_bytes);
-    assert_eq!(of_elements, from_host + read);
-    assert_eq!(of_bytes, from_host + read / 4);
+    assert_eq!(of_elements, [from_host + read, read]);
+    assert_eq!(of_bytes, [from_host + read / 4, read / 4]);
 }
 
 /// These tests can fail: where bytes are overwritten before they are read, they do.

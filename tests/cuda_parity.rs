@@ -17,12 +17,13 @@ use common::narrow::{judge, of_spec};
 use common::nets::{NetSpec, build, net_specs};
 use common::{AMPLE, Tensors, cast, config, differences, leaves, oracle, ready_on, roundings};
 use cuda::{
-    BYTES_OUT_OF_ORDER, FAULTS, OUT_OF_BOUNDS, alone, execute, on_cuda, plan_beyond, plan_of,
+    BYTES_OUT_OF_ORDER, FAULTS, OUT_OF_BOUNDS, TURNED_TOO_SOON, alone, execute, on_cuda,
+    plan_beyond, plan_of,
 };
 use proptest::prelude::*;
 use sstep_autodiff::DType;
 use sstep_executor::cuda::Cuda;
-use sstep_executor::{Backend, Cpu, Executor, StepHow};
+use sstep_executor::{Backend, Cpu, Executor, Scaled, StepHow};
 use sstep_kernels::{Real, UpdateRule};
 use sstep_planner::{Budget, Strategy as Planning};
 
@@ -51,7 +52,8 @@ fn a_fault_in_a_kernel_is_found() {
     assert!(sound, "{said}");
     let of_kernels = FAULTS.iter().map(|f| f.0);
     // Others have tests of their own.
-    let of_kernels = of_kernels.filter(|f| ![OUT_OF_BOUNDS, BYTES_OUT_OF_ORDER].contains(f));
+    let of_kernels =
+        of_kernels.filter(|f| ![OUT_OF_BOUNDS, BYTES_OUT_OF_ORDER, TURNED_TOO_SOON].contains(f));
     // The last is one of the driver's.
     for fault in of_kernels.chain(["waits of kernels that are not made"]) {
         let (passed, _) = run(fault);
@@ -268,6 +270,11 @@ fn optimisers_move_parameters_as_on_the_cpu() {
                     step,
                     seed: 1,
                     update: Some((rule, 0.05)),
+                    // As after an overflow in the first step, of four times the loss.
+                    scaled: (step > 1).then_some(Scaled {
+                        by: 4.0,
+                        n_skipped: 1,
+                    }),
                 };
                 executor.step(&feeds, &how, &mut |_| {}).unwrap();
             }
@@ -288,5 +295,61 @@ fn optimisers_move_parameters_as_on_the_cpu() {
                 .collect::<Tensors<f64>>(),
         );
         assert!(moved.values().all(|&e| e > 1e-6), "{rule:?}: {moved:?}");
+    }
+}
+
+/// A gradient that is not finite leaves all parameters and state as they are.
+#[test]
+fn an_overflow_skips_the_update() {
+    let text = "x = input [1, 2, 8, 9]\nw = param [4, 2, 3, 3]\nv = param [4, 4, 1, 1]\n\
+                y = conv(x, w) pad=1\nz = conv(y, v)\ns = sum_map(z)\nt = input [1, 4]\n\
+                l = mse(s, t)";
+    let tape = sstep_autodiff::Tape::parse(&format!("tape v1 f32\n{text}")).unwrap();
+    let rule = sstep_kernels::UpdateRule::Sgd {
+        momentum: 0.9,
+        nesterov: false,
+        weight_decay: 0.1,
+    };
+    let net = common::Net::training(tape, rule.n_slots());
+    // Without scratch to count in, and with.
+    for (more, value) in [
+        (0, 1.0),
+        (0, f32::NAN),
+        (1 << 20, 1.0),
+        (1 << 20, f32::INFINITY),
+        (1 << 20, f32::NAN),
+    ] {
+        let budget = Budget {
+            device_bytes: net.all_bytes() * 2 + more,
+            host_bytes: 0,
+            disk_bytes: 0,
+        };
+        let mut values = leaves::<f32>(&net.tape, 5);
+        values.get_mut("x").unwrap().data[20] = value;
+        let plan = net.plan(budget, Planning::Optimal).unwrap();
+        let scratch = plan.workspace.map_or(0, |b| plan.buffer(b).bytes);
+        assert_eq!(scratch >= 8 << 10, more > 0);
+        let (mut executor, feeds) = ready_on(on_cuda::<f32>(plan, false), &values);
+        let how = StepHow {
+            update: Some((rule, 0.05)),
+            scaled: Some(Scaled {
+                by: 1.0,
+                n_skipped: 0,
+            }),
+            ..StepHow::default()
+        };
+        let report = executor.step(&feeds, &how, &mut |_| {}).unwrap();
+        let is_finite = value == 1.0;
+        assert_eq!(report.measured.update_skipped, !is_finite);
+        for name in ["w", "v"] {
+            let kept = executor.param(name).unwrap().data == values[name].data;
+            assert_eq!(kept, !is_finite, "{name} with {value}");
+        }
+        let state = executor.optimiser_state().unwrap();
+        assert!(
+            state
+                .iter()
+                .all(|(_, _, t)| t.data.iter().all(|x| *x == 0.0) != is_finite)
+        );
     }
 }

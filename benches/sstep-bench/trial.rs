@@ -39,6 +39,7 @@ pub fn measure(case: &Case, plan: &Plan) -> Result<Measured, Box<dyn std::error:
             step,
             seed: 0,
             update: Some((optim::adamw(), 0.0)),
+            scaled: None,
         };
         measured = executor.step(&feeds, &how, &mut |_| {})?.measured;
     }

@@ -5,7 +5,7 @@
 //! cap. Host memory and the spill file are the interpreter's.
 
 use sstep_autodiff::{DType, Op, Region, Ty};
-use sstep_kernels::{AnyIn, AnyOut, Layout, Real, UpdateRule};
+use sstep_kernels::{AnyIn, AnyOut, Layout, Pace, Real, UpdateRule};
 
 use crate::disk::DiskMap;
 use crate::error::ExecError;
@@ -18,6 +18,11 @@ pub struct Place {
     pub offset: u64,
     /// How it lies there.
     pub layout: Layout,
+}
+
+/// Bytes of a region's elements.
+pub(crate) fn elements_bytes(of: &Place, region: &Region) -> u64 {
+    region.points() * (of.layout.dims[1] * of.layout.dtype.bytes()) as u64
 }
 
 /// One kernel call.
@@ -200,7 +205,8 @@ pub trait Backend<T: Real> {
     /// Copies a region within the arena.
     fn copy(&mut self, src: &Place, region: &Region, dst: &Place) -> Result<(), ExecError>;
 
-    /// Reads a region of a source to the device.
+    /// Reads a region of a source to the device. The bytes that came: fewer than the
+    /// elements' where a source has bytes and the device makes elements of them.
     ///
     /// # Errors
     /// [`ExecError::Source`] with what the source says of input `name`.
@@ -210,18 +216,25 @@ pub trait Backend<T: Real> {
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), ExecError>;
+    ) -> Result<u64, ExecError>;
 
-    /// Updates a parameter. `t` counts from 1.
+    /// Updates a parameter.
     fn update(
         &mut self,
         rule: &UpdateRule,
-        lr: f64,
-        t: u64,
+        pace: &Pace,
         param: &Place,
         grad: &Place,
         slots: &[Place],
     ) -> Result<(), ExecError>;
+
+    /// Whether all elements of dense tensors of elements `T` are finite. `scratch` is what
+    /// the plan gives kernels for themselves: offset and bytes.
+    fn are_finite(
+        &mut self,
+        tensors: &[Place],
+        scratch: Option<(u64, u64)>,
+    ) -> Result<bool, ExecError>;
 
     /// Copies a whole dense tensor of elements `T` to the device.
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError>;

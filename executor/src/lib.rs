@@ -28,7 +28,7 @@ pub use cpu::Cpu;
 pub use device::{Device, DeviceError, DeviceInfo, DeviceOptions, Missing, devices, freest, open};
 pub use disk::{DiskMap, RowAt, check_spill_dir};
 pub use error::ExecError;
-pub use interpret::{Measured, Progress, Spent, StepHow, Timings};
+pub use interpret::{Measured, Progress, Scaled, Spent, StepHow, Timings};
 pub use reference::reference;
 pub use run::{Executor, Feed, Feeds, StepReport};
 pub use tensor::Tensor;

@@ -38,11 +38,11 @@ KERNEL linear_weight_grad(ARGS) {
 }
 
 // out: the parameter; in: gradient, momentum (flag). num: learning rate,
-// momentum, weight decay; code 1: Nesterov.
+// momentum, weight decay, and last what the loss was scaled by; code 1: Nesterov.
 KERNEL sgd(ARGS) {
     EACH_INDEX(i) {
         double theta = (double)flat(a.out)[i];
-        double g = (double)flat(a.in[0])[i] + a.num[2] * theta;
+        double g = (double)flat(a.in[0])[i] / a.num[7] + a.num[2] * theta;
         if (a.flag) {
             double next = a.num[1] * (double)flat(a.in[1])[i] + g;
             flat(a.in[1])[i] = (real)next;
@@ -53,10 +53,11 @@ KERNEL sgd(ARGS) {
 }
 
 // out: the parameter; in: gradient, mean, mean square. num: learning rate, β₁,
-// β₂, ε, weight decay, lr / (1 − β₁ᵗ), √(1 − β₂ᵗ); flag: decay the parameter (AdamW).
+// β₂, ε, weight decay, lr / (1 − β₁ᵗ), √(1 − β₂ᵗ), the loss's scale; flag: decay the parameter
+// (AdamW).
 KERNEL adam(ARGS) {
     EACH_INDEX(i) {
-        double theta = (double)flat(a.out)[i], g = (double)flat(a.in[0])[i];
+        double theta = (double)flat(a.out)[i], g = (double)flat(a.in[0])[i] / a.num[7];
         if (a.flag) theta *= 1.0 - a.num[0] * a.num[4];
         else g += a.num[4] * theta;
         double mean = a.num[1] * (double)flat(a.in[1])[i] + (1.0 - a.num[1]) * g;

@@ -181,3 +181,15 @@ KERNEL finish(ARGS) {
         flat(a.out)[i] = (real)y;
     }
 }
+
+// Counts the elements of in[0] that are not finite. Every block adds its own to a number of its
+// own.
+KERNEL not_finite(ARGS) {
+    double found = 0;
+    EACH_INDEX(i) {
+        real x = flat(a.in[0])[i];
+        if (!(x - x == (real)0)) found += 1;
+    }
+    found = block_sum(found);
+    if (threadIdx.x == 0) a.state[blockIdx.x] += found;
+}

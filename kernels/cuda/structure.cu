@@ -85,8 +85,3 @@ KERNEL from_bytes(ARGS) {
 KERNEL fill_state(ARGS) {
     EACH_INDEX(i) a.state[i] = a.num[i % 2];
 }
-
-// Adds `count` elements, all the part of one tile, to a state of doubles.
-KERNEL add_part(ARGS) {
-    EACH_INDEX(i) a.state[i] += (double)flat(a.in[0])[i];
-}

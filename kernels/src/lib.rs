@@ -21,7 +21,7 @@ mod view;
 pub use bytes::ByteScale;
 pub use cpu::conv::workspace_bytes;
 pub use half::{bf16, f16};
-pub use optim::UpdateRule;
+pub use optim::{Pace, UpdateRule};
 pub use real::{Element, Real};
 pub use sstep_autodiff::DType;
 pub use view::{AnyIn, AnyOut, Box4, In, Layout, Out};

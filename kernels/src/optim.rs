@@ -57,20 +57,31 @@ impl UpdateRule {
     }
 }
 
-/// Applies step number `t` (1 is the first) with learning rate `lr` to `param`.
-/// `slots` are the [`UpdateRule::n_slots`] tensors kept from the step before:
+/// When an update is, and how far it goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Learning rate.
+    pub lr: f64,
+    /// Number of the update; 1 is the first.
+    pub t: u64,
+    /// What the loss was multiplied by: the gradient is divided by it.
+    pub loss_scale: f64,
+}
+
+/// Applies an update to `param`. `slots` are the [`UpdateRule::n_slots`] tensors kept from the step before:
 /// the momentum, or the two means of Adam.
 ///
 /// # Panics
 /// If the slices differ in length or slots are missing.
 pub fn update<T: Real>(
     rule: &UpdateRule,
-    lr: f64,
-    t: u64,
+    pace: &Pace,
     param: &mut [T],
     grad: &[T],
     slots: &mut [&mut [T]],
 ) {
+    let lr = pace.lr;
+    let unscaled = |g: &T| g.to_f64() / pace.loss_scale;
     assert_eq!(
         param.len(),
         grad.len(),
@@ -92,7 +103,7 @@ pub fn update<T: Real>(
             weight_decay,
         } => {
             let step = |p: &mut T, g: f64| *p = T::from_f64(p.to_f64() - lr * g);
-            let decayed = |p: &T, g: &T| g.to_f64() + weight_decay * p.to_f64();
+            let decayed = |p: &T, g: &T| unscaled(g) + weight_decay * p.to_f64();
             match slots {
                 [velocity] => {
                     for ((p, g), v) in param.iter_mut().zip(grad).zip(velocity.iter_mut()) {
@@ -117,7 +128,7 @@ pub fn update<T: Real>(
             weight_decay,
         } => {
             let decay = |p: f64, g: f64| (p, g + weight_decay * p);
-            adam([beta1, beta2, eps], lr, t, param, grad, slots, decay);
+            adam([beta1, beta2, eps], pace, param, grad, slots, decay);
         }
         UpdateRule::AdamW {
             beta1,
@@ -126,7 +137,7 @@ pub fn update<T: Real>(
             weight_decay,
         } => {
             let decay = |p: f64, g: f64| (p * (1.0 - lr * weight_decay), g);
-            adam([beta1, beta2, eps], lr, t, param, grad, slots, decay);
+            adam([beta1, beta2, eps], pace, param, grad, slots, decay);
         }
     }
 }
@@ -135,8 +146,7 @@ pub fn update<T: Real>(
 /// the pair that the moments are then applied to.
 fn adam<T: Real>(
     [beta1, beta2, eps]: [f64; 3],
-    lr: f64,
-    t: u64,
+    pace: &Pace,
     param: &mut [T],
     grad: &[T],
     slots: &mut [&mut [T]],
@@ -145,12 +155,12 @@ fn adam<T: Real>(
     let [first, second] = slots else {
         unreachable!("the number of slots was checked");
     };
-    let steps = t.max(1) as f64;
-    let step = lr / (1.0 - beta1.powf(steps));
+    let steps = pace.t.max(1) as f64;
+    let step = pace.lr / (1.0 - beta1.powf(steps));
     let root = (1.0 - beta2.powf(steps)).sqrt();
     let moments = first.iter_mut().zip(second.iter_mut());
     for ((p, g), (m, v)) in param.iter_mut().zip(grad).zip(moments) {
-        let (theta, g) = decay(p.to_f64(), g.to_f64());
+        let (theta, g) = decay(p.to_f64(), g.to_f64() / pace.loss_scale);
         let mean = beta1 * m.to_f64() + (1.0 - beta1) * g;
         let square = beta2 * v.to_f64() + (1.0 - beta2) * g * g;
         *m = T::from_f64(mean);
@@ -170,7 +180,13 @@ mod tests {
         let mut seen = Vec::new();
         for (i, &g) in grads.iter().enumerate() {
             let mut slots: Vec<&mut [f64]> = state.iter_mut().map(|s| &mut s[..]).collect();
-            update(&rule, lr, i as u64 + 1, &mut p, &[g], &mut slots);
+            // Scaled by a power of two and back, a gradient is the same.
+            let pace = Pace {
+                lr,
+                t: i as u64 + 1,
+                loss_scale: 1024.0,
+            };
+            update(&rule, &pace, &mut p, &[1024.0 * g], &mut slots);
             seen.push(p[0]);
         }
         seen
@@ -259,7 +275,12 @@ mod tests {
             weight_decay: 0.0,
         };
         let mut p = [0.3f32];
-        update(&rule, 0.1, 1, &mut p, &[0.7f32], &mut []);
+        let pace = Pace {
+            lr: 0.1,
+            t: 1,
+            loss_scale: 1.0,
+        };
+        update(&rule, &pace, &mut p, &[0.7f32], &mut []);
         assert_eq!(p[0], (f64::from(0.3f32) - 0.1 * f64::from(0.7f32)) as f32);
     }
 }

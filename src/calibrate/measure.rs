@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 use sstep_autodiff::{DType, Form, Op, ReductionState, Region, Shape, Ty};
 use sstep_executor::{Backend, Launch, Partial, Place};
-use sstep_kernels::Layout;
+use sstep_kernels::{Layout, Pace};
 
 use super::CalibrateOptions;
 use super::cases::Case;
@@ -225,7 +225,12 @@ impl Operands {
             Case::Update(n) => {
                 let [param, grad, mean, square] = [0, 1, 2, 3].map(|i| self.place(0, i, &flat(*n)));
                 let rule = crate::optim::adamw();
-                backend.update(&rule, 1e-3, 1, &param, &grad, &[mean, square])?;
+                let pace = Pace {
+                    lr: 1e-3,
+                    t: 1,
+                    loss_scale: 1.0,
+                };
+                backend.update(&rule, &pace, &param, &grad, &[mean, square])?;
             }
             Case::Copy(n) => {
                 let (map, _) = map_of(*n);

@@ -6,8 +6,8 @@ use clap::Args;
 use sstep::config::Size;
 use sstep::nn::{Head, Loss, ModelSpec, Norm, Upsample};
 use sstep::{
-    Budget, ByteSize, DType, Device, DeviceInfo, DeviceOptions, Error, ExecError, Objective,
-    Precision, Profile, Strategy, check_spill_dir,
+    Budget, ByteSize, DType, Device, DeviceInfo, DeviceOptions, Error, ExecError, LossScale,
+    Objective, Precision, Profile, Strategy, check_spill_dir,
 };
 
 /// Options of a built-in network.
@@ -108,9 +108,11 @@ pub struct PrecisionArgs {
     #[arg(long, value_name = "TYPE")]
     pub precision: Option<Precision>,
     /// Scale the loss by this before the reverse sweep, and gradients back, so that those
-    /// of maps do not vanish in f16 [default: 1; f16 1024].
+    /// of maps do not vanish in f16. `dynamic` starts at 65536, halves it at a step whose
+    /// gradients overflow, which then updates nothing, and doubles it after 2000 steps
+    /// without [default: 1; f16 1024].
     #[arg(long, value_name = "FACTOR")]
-    pub loss_scale: Option<f64>,
+    pub loss_scale: Option<LossScale>,
 }
 
 /// How convolutions are computed.

@@ -12,7 +12,7 @@ use sstep::nn::{self, Init, init_values, inits_of};
 use sstep::params::{self, Element, TensorFile, Tensors};
 use sstep::source::ArraySource;
 use sstep::{
-    DType, DeviceInfo, Error, Feed, Feeds, Op, Program, REPORT_HEADING, Report, Session,
+    DType, DeviceInfo, Error, Feed, Feeds, LossScale, Op, Program, REPORT_HEADING, Report, Session,
     SessionOptions, Tape, differentiate, reference,
 };
 
@@ -107,7 +107,8 @@ fn run_as<T: Element>(args: &Args, tape: Tape, device: Option<&DeviceInfo>) -> R
     let (outputs, report) = if args.reference {
         let precision = args.precision.precision.unwrap_or_default();
         let mut joint = precision.apply(tape)?;
-        let scale = args.precision.loss_scale.unwrap_or(precision.loss_scale());
+        let usual = LossScale::Fixed(precision.loss_scale());
+        let scale = args.precision.loss_scale.unwrap_or(usual);
         let spec = differentiate(&mut joint, None, scale)?;
         let program = Program::new(&joint, &spec)?;
         let leaves: Tensors<T> = inputs.into_iter().chain(params).collect();

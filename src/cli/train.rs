@@ -412,6 +412,9 @@ fn watch<T: Element>(
                 super::say_json(&step_json(step));
             } else {
                 bar.print(|| super::say(&step_line(step)));
+                if let Some(line) = skipped_line(step) {
+                    bar.print(|| super::say(&line));
+                }
             }
             *last.borrow_mut() = Some(step.clone());
         }
@@ -439,11 +442,22 @@ fn step_line(step: &TrainStep) -> String {
     )
 }
 
+/// What is said of a step that updated nothing.
+fn skipped_line(step: &TrainStep) -> Option<String> {
+    let next = step.lowered_to?;
+    Some(format!(
+        "          nothing updated: a gradient overflowed with the loss scaled by {}; next by {next}",
+        step.loss_scale
+    ))
+}
+
 fn step_json(step: &TrainStep) -> serde_json::Value {
     json!({
         "event": "step",
         "step": step.step,
         "loss": step.loss,
+        "loss_scale": step.loss_scale,
+        "update_skipped": step.lowered_to.is_some(),
         "lr": step.lr,
         "sample": step.sample,
         "classes": step.classes,

@@ -1,5 +1,9 @@
 //! Training runs: checkpoints, what they print, folders and configurations.
 
+use std::path::Path;
+
+use sstep::params::{self, TensorFile, Tensors};
+
 use crate::common::{SLIDE, Scratch, answer, refuse, train};
 
 #[test]
@@ -122,5 +126,55 @@ warmup = 1
         &["train", &path, "--budget", "9KiB"],
         3,
         &["the smallest device budget found"],
+    );
+}
+
+#[test]
+fn a_dynamic_loss_scale_is_told_of_and_kept() {
+    let scratch = Scratch::new("scale");
+    let out = scratch.path("out");
+    let with = [
+        "--precision",
+        "f16",
+        "--loss-scale",
+        "dynamic",
+        "--out",
+        &out,
+    ];
+    let first = [&["--steps", "1", "--json"], &with[..]].concat();
+    let text = answer(&train(&first));
+    let lines = text.lines().map(|l| serde_json::from_str(l).expect("JSON"));
+    let step: Vec<serde_json::Value> = lines
+        .filter(|l: &serde_json::Value| l["event"] == "step")
+        .collect();
+    assert_eq!(step[0]["loss_scale"], 65536.0);
+    assert_eq!(step[0]["update_skipped"], false);
+
+    // As if it had been doubled too often.
+    let path = format!("{out}/checkpoint.safetensors");
+    let file = TensorFile::open(Path::new(&path)).expect("a checkpoint");
+    let mut metadata = file.metadata().clone();
+    let scale = (1u64 << 60) as f64;
+    assert_eq!(
+        metadata.insert("loss_scale".to_owned(), scale.to_string()),
+        Some("65536".to_owned())
+    );
+    let tensors: Tensors<f32> = (file.names())
+        .map(|name| (name.to_owned(), file.tensor_as_is(name).expect(name)))
+        .collect();
+    let tensors = tensors.iter().map(|(name, t)| (name.clone(), t));
+    params::save(Path::new(&path), tensors, &metadata).expect("a checkpoint");
+    let second = [&["--steps", "2", "--resume"], &with[..]].concat();
+    let text = answer(&train(&second));
+    let line = format!(
+        "nothing updated: a gradient overflowed with the loss scaled by {scale}; next by {}",
+        scale / 2.0
+    );
+    assert!(text.contains(&line), "{text}");
+
+    refuse(
+        &train(&["--loss-scale", "large"]),
+        2,
+        &["give a number or `dynamic`"],
     );
 }

@@ -150,6 +150,7 @@ pub const HOW: StepHow = StepHow {
     step: 3,
     seed: 7,
     update: None,
+    scaled: None,
 };
 
 /// An executor with its parameters set, and feeds for all inputs.

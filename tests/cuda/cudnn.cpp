@@ -2,7 +2,9 @@
 // convolution, computes it from nothing but its descriptions, and ends the program
 // where a call breaks a rule: tensors and scratch within device memory, scratch as
 // large as asked for and apart from the tensors, an algorithm that gives the same bits,
-// the tape's own precision, packed gradients, extents that belong together.
+// no factor and no gradient of a filter rounded, packed gradients, extents that belong
+// together.
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +19,10 @@ extern "C" bool standin_is_live(uint64_t at, size_t bytes);
 
 enum { OK = 0, BAD_PARAM = 2000, NOT_SUPPORTED = 3000 };
 enum { FORWARD, DATA, FILTER };
-enum { FMA_MATH = 3, TENSOR_OP_MATH = 1 };
+enum { DEFAULT_MATH = 0, TENSOR_OP_MATH = 1, FMA_MATH = 3 };
+enum { FLOAT = 0, DOUBLE = 1, HALF = 2, BRAIN = 9 };
+// Algorithms from which on a pass transforms its factors.
+static const int FIRST_TRANSFORM[3] = {4, 2, 4};
 static std::mutex lock;
 static std::string record;
 static size_t calls[3];
@@ -40,9 +45,12 @@ struct Tensor {
         for (size_t i = 0; i < dims.size(); ++i) n += (size_t)(dims[i] - 1) * strides[i];
         return n;
     }
-    bool is_packed() const {
-        size_t n = 1;
-        for (size_t i = dims.size(); i-- > 1;) {
+    // Of a filter: whether its channels come last.
+    bool channels_last = false;
+    bool is_packed(bool last) const {
+        size_t n = last ? dims[1] : 1;
+        if (last && dims[1] != 1 && strides[1] != 1) return false;
+        for (size_t i = dims.size(); i-- > (last ? 2 : 1);) {
             if (dims[i] != 1 && (size_t)strides[i] != n) return false;
             n *= dims[i];
         }
@@ -67,9 +75,61 @@ static std::string text(const char *name, const std::vector<int> &numbers) {
     return out;
 }
 
+static bool is_narrow(int type) { return type == HALF || type == BRAIN; }
+static int wide(int type) { return is_narrow(type) ? FLOAT : type; }
+
 static size_t element(int type) {
-    rule(type == 0 || type == 1, "a type that is neither float nor double");
-    return type ? 8 : 4;
+    rule(type == FLOAT || type == DOUBLE || is_narrow(type), "a type that there is not");
+    return type == DOUBLE ? 8 : type == FLOAT ? 4 : 2;
+}
+
+static double element_at(int type, const void *from, size_t i) {
+    if (type == DOUBLE) return ((const double *)from)[i];
+    if (type == FLOAT) return ((const float *)from)[i];
+    uint16_t bits = ((const uint16_t *)from)[i];
+    if (type == BRAIN) {
+        uint32_t all = (uint32_t)bits << 16;
+        float x;
+        std::memcpy(&x, &all, 4);
+        return x;
+    }
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    double size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                  : exponent     ? std::ldexp(fraction + 1024, exponent - 25)
+                                 : std::ldexp(fraction, -24);
+    return bits & 0x8000 ? -size : size;
+}
+
+// To single precision first, as a sum is held, then to nearest, ties to even.
+static void set_element(int type, void *to, size_t i, double x) {
+    if (type == DOUBLE) ((double *)to)[i] = x;
+    float single = (float)x;
+    if (type == FLOAT) ((float *)to)[i] = single;
+    if (!is_narrow(type)) return;
+    uint16_t *out = (uint16_t *)to + i;
+    uint32_t bits;
+    std::memcpy(&bits, &single, 4);
+    uint16_t sign = bits >> 16 & 0x8000;
+    if (type == BRAIN) {
+        *out = single != single ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        return;
+    }
+    double size = std::fabs((double)single);
+    if (single != single) *out = sign | 0x7e00;
+    else if (size >= 65520) *out = sign | 0x7c00;
+    else {
+        int exponent = std::max(size > 0 ? std::ilogb(size) : -24, -14);
+        int units = (int)std::nearbyint(std::ldexp(size, 10 - exponent));
+        *out = sign | (units < 1024 ? units : ((exponent + 15) << 10) + units - 1024);
+    }
+}
+
+// Whether TF32 has all digits of a number: 10 behind the point.
+static bool is_tf32(double x) {
+    float single = (float)x;
+    uint32_t bits;
+    std::memcpy(&bits, &single, 4);
+    return (bits & 0x1fff) == 0 || std::fabs(single) < 1.2e-38f;
 }
 
 // What holds for the descriptions of a convolution; whether cuDNN supports it.
@@ -77,8 +137,10 @@ static bool agree(const Tensor *x, const Tensor *w, const Conv *c, const Tensor 
     size_t n = x->dims.size();
     rule(n == y->dims.size() && n == w->dims.size() && n == c->pad.size() + 2, "numbers of axes");
     rule(n == 4 || n == 5, "two or three axes slide");
-    rule(x->type == y->type && x->type == w->type && x->type == c->type, "types differ");
-    rule(c->math == FMA_MATH, "products that may be rounded");
+    rule(x->type == y->type && x->type == w->type && wide(x->type) == c->type, "types differ");
+    rule(c->math == FMA_MATH || x->type != DOUBLE, "products of doubles that may be rounded");
+    for (const Tensor *t : {x, y})
+        rule(w->channels_last ? t->is_packed(true) : t->strides[n - 1] == 1, "orders differ");
     rule(x->dims[0] == y->dims[0], "batches differ");
     rule(x->dims[1] == w->dims[1] * c->groups, "channels of the image");
     rule(y->dims[1] == w->dims[0] && w->dims[0] % c->groups == 0, "channels of the map");
@@ -91,9 +153,17 @@ static bool agree(const Tensor *x, const Tensor *w, const Conv *c, const Tensor 
 }
 
 // The algorithms of a pass: some that must not be chosen, some that need scratch.
-static std::vector<Perf> algorithms(int pass, const Tensor *x, const Tensor *w, const Tensor *y) {
+static std::vector<Perf> algorithms(int pass, const Tensor *x, const Tensor *w, const Tensor *y, int math) {
     size_t some = 64 * (size_t)(w->dims[0] + x->dims[1]);
-    if (pass != FORWARD && !y->is_packed()) return {};
+    if (pass != FORWARD && !y->is_packed(w->channels_last)) return {};
+    if (math != FMA_MATH) {
+        // Fast is what transforms, or has other bits every time.
+        int found = is_narrow(x->type) ? TENSOR_OP_MATH : DEFAULT_MATH;
+        return {{FIRST_TRANSFORM[pass], OK, 1, 0, 1, found, {}},
+                {pass == FILTER ? 3 : 0, OK, 2, 0, 0, found, {}},
+                {1, OK, 3, some, 1, found, {}},
+                {1, OK, 4, 0, 1, FMA_MATH, {}}};
+    }
     switch (pass) {
     case FORWARD:
         return {{1, OK, 1, some, 1, TENSOR_OP_MATH, {}},
@@ -105,9 +175,14 @@ static std::vector<Perf> algorithms(int pass, const Tensor *x, const Tensor *w, 
     }
 }
 
-template <class T>
-static void multiply(int pass, const Tensor &xd, T *x, const Tensor &wd, T *w, const Conv &c,
-                     const Tensor &yd, T *y, double beta) {
+static void multiply(int pass, const Tensor &xd, void *x, const Tensor &wd, void *w, const Conv &c,
+                     const Tensor &yd, void *y, double beta) {
+    bool is_tensor_op = c.math != FMA_MATH && xd.type == FLOAT;
+    auto factor = [&](const void *of, size_t i) {
+        double f = element_at(xd.type, of, i);
+        rule(!is_tensor_op || is_tf32(f), "a factor that TF32 has not all digits of");
+        return f;
+    };
     size_t n = xd.dims.size();
     // Lifted to three axes that slide.
     auto lift = [&](const std::vector<int> &v, size_t skip, int neutral) {
@@ -153,15 +228,18 @@ static void multiply(int pass, const Tensor &xd, T *x, const Tensor &wd, T *w, c
                                     if (inside) from += (size_t)p * xt[i];
                                 }
                                 if (!inside) continue;
-                                size_t weight = ((size_t)k * in_group + ch) * taps + t;
-                                if (pass == FORWARD) sums[to] += (double)x[from] * (double)w[weight];
-                                if (pass == DATA) sums[from] += (double)y[to] * (double)w[weight];
-                                if (pass == FILTER) sums[weight] += (double)x[from] * (double)y[to];
+                                size_t weight = wd.channels_last ? ((size_t)k * taps + t) * in_group + ch
+                                                                 : ((size_t)k * in_group + ch) * taps + t;
+                                if (pass == FORWARD) sums[to] += factor(x, from) * factor(w, weight);
+                                if (pass == DATA) sums[from] += factor(y, to) * factor(w, weight);
+                                if (pass == FILTER) sums[weight] += factor(x, from) * factor(y, to);
                             }
                     }
-    T *result = pass == FORWARD ? y : pass == DATA ? x : w;
+    void *result = pass == FORWARD ? y : pass == DATA ? x : w;
     for (size_t i = 0; i < sums.size(); ++i)
-        if (touched[i]) result[i] = (T)(sums[i] + (beta != 0 ? beta * (double)result[i] : 0.0));
+        if (touched[i])
+            set_element(xd.type, result, i,
+                        sums[i] + (beta != 0 ? beta * element_at(xd.type, result, i) : 0.0));
     (void)n;
 }
 
@@ -174,11 +252,15 @@ static int convolve(int pass, Handle *handle, const void *alpha, const Tensor *x
     agree(xd, wd, c, yd);
     rule(handle->stream, "no stream was set");
     const Perf *chosen = nullptr;
-    std::vector<Perf> all = algorithms(pass, xd, wd, yd);
+    std::vector<Perf> all = algorithms(pass, xd, wd, yd, c->math);
+    if (is_narrow(xd->type) || c->math != FMA_MATH)
+        for (const Perf &p : algorithms(pass, xd, wd, yd, DEFAULT_MATH)) all.push_back(p);
     for (const Perf &p : all)
-        if (p.algo == algo && p.math == FMA_MATH) chosen = &p;
+        if (p.algo == algo && p.math == c->math) chosen = &p;
     rule(chosen, "an algorithm that was not offered");
     rule(chosen->determinism == 1, "an algorithm with other bits every time");
+    rule(c->math == FMA_MATH || algo < FIRST_TRANSFORM[pass], "an algorithm that rounds what it transforms");
+    rule(pass != FILTER || !is_narrow(xd->type), "a filter's gradient that is rounded");
     rule(bytes >= chosen->memory, "less scratch than the algorithm asks for");
     rule(bytes == 0 || standin_is_live((uint64_t)space, bytes), "scratch outside the arena");
     size_t e = element(xd->type);
@@ -191,21 +273,26 @@ static int convolve(int pass, Handle *handle, const void *alpha, const Tensor *x
         rule((uint64_t)lo % e == 0, "a tensor that is not aligned");
         rule(!bytes || hi <= (char *)space || lo >= (char *)space + bytes, "scratch in a tensor");
     }
-    double one = xd->type ? *(const double *)alpha : *(const float *)alpha;
-    double keep = xd->type ? *(const double *)beta : *(const float *)beta;
+    bool is_double = xd->type == DOUBLE;
+    double one = is_double ? *(const double *)alpha : *(const float *)alpha;
+    double keep = is_double ? *(const double *)beta : *(const float *)beta;
     rule(one == 1 && (keep == 0 || keep == 1), "factors");
     static const char *names[] = {"forward", "data", "filter"};
     record += std::string(names[pass]) + text("x", xd->dims) + text("by", xd->strides) +
               text("y", yd->dims) + text("by", yd->strides) + text("w", wd->dims) +
               text("pad", c->pad) + text("stride", c->stride) + text("dilation", c->dilation) +
-              " groups=" + std::to_string(c->groups) + (xd->type ? " f64" : " f32") +
-              (keep ? " adds" : "") + " scratch=" + std::to_string(bytes) + "\n";
+              " groups=" + std::to_string(c->groups) +
+              (is_double                 ? " f64"
+               : xd->type == HALF        ? " f16"
+               : xd->type == BRAIN       ? " bf16"
+               : c->math == DEFAULT_MATH ? " tf32"
+                                         : " f32") +
+              (wd->channels_last ? " last" : "") + (keep ? " adds" : "") + " scratch=" + std::to_string(bytes) + "\n";
     ++calls[pass];
     auto *task = new std::function<void()>([=, xd = *xd, wd = *wd, yd = *yd, c = *c] {
         // What lies in scratch is lost.
         if (bytes) std::memset(space, 0xff, bytes);
-        if (xd.type) multiply(pass, xd, (double *)x, wd, (double *)w, c, yd, (double *)y, keep);
-        else multiply(pass, xd, (float *)x, wd, (float *)w, c, yd, (float *)y, keep);
+        multiply(pass, xd, x, wd, w, c, yd, y, keep);
     });
     standin_give(
         handle->stream,
@@ -222,14 +309,18 @@ static int ask(int pass, const Tensor *x, const Tensor *w, const Conv *c, const 
                int *count, Perf *found) {
     agree(x, w, c, y);
     *count = 0;
-    for (const Perf &p : algorithms(pass, x, w, y))
+    for (const Perf &p : algorithms(pass, x, w, y, c->math))
         if (*count < most) found[(*count)++] = p;
     return *count ? OK : NOT_SUPPORTED;
 }
 
-static int needs(int pass, const Tensor *x, const Tensor *w, const Tensor *y, int algo, size_t *bytes) {
-    for (const Perf &p : algorithms(pass, x, w, y))
-        if (p.algo == algo) {
+static int needs(int pass, const Tensor *x, const Tensor *w, const Conv *c, const Tensor *y, int algo,
+                 size_t *bytes) {
+    std::vector<Perf> all = algorithms(pass, x, w, y, c->math);
+    if (is_narrow(x->type))
+        for (const Perf &p : algorithms(pass, x, w, y, DEFAULT_MATH)) all.push_back(p);
+    for (const Perf &p : all)
+        if (p.algo == algo && p.math == c->math) {
             *bytes = p.memory;
             return OK;
         }
@@ -256,7 +347,7 @@ int cudnnSetStream(Handle *h, void *stream) { h->stream = stream; return OK; }
 int cudnnCreateTensorDescriptor(Tensor **t) { *t = new Tensor; return OK; }
 int cudnnDestroyTensorDescriptor(Tensor *t) { delete t; return OK; }
 int cudnnSetTensorNdDescriptor(Tensor *t, int type, int n, const int *dims, const int *strides) {
-    *t = {type, numbers(dims, n), numbers(strides, n)};
+    *t = {type, numbers(dims, n), numbers(strides, n), false};
     for (int i = 0; i < n; ++i)
         if (dims[i] < 1 || strides[i] < 1) return BAD_PARAM;
     return OK;
@@ -264,8 +355,8 @@ int cudnnSetTensorNdDescriptor(Tensor *t, int type, int n, const int *dims, cons
 int cudnnCreateFilterDescriptor(Tensor **t) { *t = new Tensor; return OK; }
 int cudnnDestroyFilterDescriptor(Tensor *t) { delete t; return OK; }
 int cudnnSetFilterNdDescriptor(Tensor *t, int type, int format, int n, const int *dims) {
-    *t = {type, numbers(dims, n), {}};
-    return format == 0 ? OK : BAD_PARAM;
+    *t = {type, numbers(dims, n), {}, format == 1};
+    return format == 0 || format == 1 ? OK : BAD_PARAM;
 }
 int cudnnCreateConvolutionDescriptor(Conv **c) { *c = new Conv; return OK; }
 int cudnnDestroyConvolutionDescriptor(Conv *c) { delete c; return OK; }
@@ -293,17 +384,17 @@ int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle *, Tensor *x, Tensor *y
                                                   int most, int *count, Perf *found) {
     return ask(FILTER, x, w, c, y, most, count, found);
 }
-int cudnnGetConvolutionForwardWorkspaceSize(Handle *, Tensor *x, Tensor *w, Conv *, Tensor *y, int algo,
+int cudnnGetConvolutionForwardWorkspaceSize(Handle *, Tensor *x, Tensor *w, Conv *c, Tensor *y, int algo,
                                             size_t *bytes) {
-    return needs(FORWARD, x, w, y, algo, bytes);
+    return needs(FORWARD, x, w, c, y, algo, bytes);
 }
-int cudnnGetConvolutionBackwardDataWorkspaceSize(Handle *, Tensor *w, Tensor *y, Conv *, Tensor *x,
+int cudnnGetConvolutionBackwardDataWorkspaceSize(Handle *, Tensor *w, Tensor *y, Conv *c, Tensor *x,
                                                  int algo, size_t *bytes) {
-    return needs(DATA, x, w, y, algo, bytes);
+    return needs(DATA, x, w, c, y, algo, bytes);
 }
-int cudnnGetConvolutionBackwardFilterWorkspaceSize(Handle *, Tensor *x, Tensor *y, Conv *, Tensor *w,
+int cudnnGetConvolutionBackwardFilterWorkspaceSize(Handle *, Tensor *x, Tensor *y, Conv *c, Tensor *w,
                                                    int algo, size_t *bytes) {
-    return needs(FILTER, x, w, y, algo, bytes);
+    return needs(FILTER, x, w, c, y, algo, bytes);
 }
 int cudnnConvolutionForward(Handle *h, const void *alpha, Tensor *xd, void *x, Tensor *wd, void *w,
                             Conv *c, int algo, void *space, size_t bytes, const void *beta, Tensor *yd,

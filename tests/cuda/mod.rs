@@ -161,8 +161,16 @@ pub const OUT_OF_BOUNDS: &str = "a read beyond a weight";
 /// The fault of a kernel that overwrites bytes before it has read all of them.
 pub const BYTES_OUT_OF_ORDER: &str = "the barrier between bytes and elements";
 
+/// The fault of a kernel that reads what other threads have yet to write.
+pub const TURNED_TOO_SOON: &str = "the barrier of a turn";
+
 /// Faults to put into the kernels: what is replaced, and by what.
-pub const FAULTS: [(&str, &str, &str); 6] = [
+pub const FAULTS: [(&str, &str, &str); 7] = [
+    (
+        TURNED_TOO_SOON,
+        "col) : (real)0;\n        }\n        __syncthreads();",
+        "col) : (real)0;\n        }",
+    ),
     (
         BYTES_OUT_OF_ORDER,
         "v[k] = i < n ? bytes[i] : 0;\n            }\n            __syncthreads();",

@@ -15,11 +15,11 @@ use memmap2::MmapMut;
 use rayon::prelude::*;
 use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
 use sstep_kernels::{
-    AnyIn, AnyOut, Box4, Element, In, Job, Layout, Out, Real, State, StoredJob, UpdateRule, cpu,
-    optim, with_element,
+    AnyIn, AnyOut, Box4, Element, In, Job, Layout, Out, Pace, Real, State, StoredJob, UpdateRule,
+    cpu, optim, with_element,
 };
 
-use crate::backend::{Backend, Launch, Link, Partial, Place};
+use crate::backend::{Backend, Launch, Link, Partial, Place, elements_bytes};
 use crate::disk::DiskMap;
 use crate::error::ExecError;
 use crate::source::TileSource;
@@ -244,24 +244,36 @@ impl<T: Real> Backend<T> for Cpu {
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), ExecError> {
+    ) -> Result<u64, ExecError> {
         let read = source.read(region, &mut self.output(dst));
-        read.map_err(ExecError::reading(name))
+        read.map_err(ExecError::reading(name))?;
+        Ok(elements_bytes(dst, region))
     }
 
     fn update(
         &mut self,
         rule: &UpdateRule,
-        lr: f64,
-        t: u64,
+        pace: &Pace,
         param: &Place,
         grad: &Place,
         slots: &[Place],
     ) -> Result<(), ExecError> {
         let whole = |p: &Place| self.slice::<T>(p.offset, p.layout.len);
         let mut slots: Vec<&mut [T]> = slots.iter().map(whole).collect();
-        optim::update(rule, lr, t, whole(param), whole(grad), &mut slots);
+        optim::update(rule, pace, whole(param), whole(grad), &mut slots);
         Ok(())
+    }
+
+    fn are_finite(
+        &mut self,
+        tensors: &[Place],
+        _scratch: Option<(u64, u64)>,
+    ) -> Result<bool, ExecError> {
+        let is_finite = |place: &Place| {
+            let values = self.slice::<T>(place.offset, place.layout.len);
+            values.par_iter().all(|x| x.to_f64().is_finite())
+        };
+        Ok(tensors.iter().all(is_finite))
     }
 
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {

@@ -1,10 +1,10 @@
 //! What the interpreter asks for, as calls on streams.
 
-use sstep_autodiff::{DType, Op, ReductionState, Region, Ty};
+use sstep_autodiff::{DType, Form, Op, ReductionState, Region, Shape, Ty};
 use sstep_kernels::cuda::{self as kernels, Placed, Step};
-use sstep_kernels::{AnyIn, AnyOut, Box4, Element, Real, UpdateRule, with_element};
+use sstep_kernels::{AnyIn, AnyOut, Box4, Element, Layout, Pace, Real, UpdateRule, with_element};
 
-use crate::backend::{Backend, HostMemory, Launch, Partial, Place};
+use crate::backend::{Backend, HostMemory, Launch, Partial, Place, elements_bytes};
 use crate::disk::{DiskMap, PIECE_BYTES};
 use crate::error::ExecError;
 use crate::source::TileSource;
@@ -168,20 +168,25 @@ impl<T: Real> Backend<T> for Cuda<T> {
         source: &dyn TileSource<T>,
         region: &Region,
         dst: &Place,
-    ) -> Result<(), ExecError> {
+    ) -> Result<u64, ExecError> {
         // The device computes what it was given while this reads.
         self.flush()?;
         match source.bytes() {
-            Some(bytes) => self.read_bytes(name, bytes, region, dst),
-            None => self.read_elements(name, source, region, dst),
+            Some(bytes) => {
+                self.read_bytes(name, bytes, region, dst)?;
+                Ok(region.points() * dst.layout.dims[1] as u64)
+            }
+            None => {
+                self.read_elements(name, source, region, dst)?;
+                Ok(elements_bytes(dst, region))
+            }
         }
     }
 
     fn update(
         &mut self,
         rule: &UpdateRule,
-        lr: f64,
-        t: u64,
+        pace: &Pace,
         param: &Place,
         grad: &Place,
         slots: &[Place],
@@ -195,8 +200,38 @@ impl<T: Real> Backend<T> for Cuda<T> {
         let number = self.order_kernels(&reads, &writes)?;
         let slots: Vec<Placed> = slots.iter().map(|p| self.placed(p)).collect();
         let (param, grad) = (self.placed(param), self.placed(grad));
-        let call = kernels::update(rule, lr, t, &param, &grad, &slots);
+        let call = kernels::update(rule, pace, &param, &grad, &slots);
         self.give_alone([Step::Kernel(call)], number)
+    }
+
+    fn are_finite(
+        &mut self,
+        tensors: &[Place],
+        scratch: Option<(u64, u64)>,
+    ) -> Result<bool, ExecError> {
+        let slots = Ty {
+            dtype: DType::F64,
+            shape: Shape::new(&[kernels::FINITE_SLOTS]),
+            form: Form::Flat,
+        };
+        let Some((offset, _)) = scratch.filter(|s| s.1 >= slots.bytes()) else {
+            for tensor in tensors {
+                let values = self.read(tensor)?;
+                if !values.iter().all(|x| x.to_f64().is_finite()) {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
+        };
+        let layout = Layout::whole(&slots);
+        let counts = Place { offset, layout };
+        let reads: Vec<Bytes> = tensors.iter().map(|p| self.bytes(p)).collect();
+        let number = self.order_kernels(&reads, &[self.bytes(&counts)])?;
+        let tensors: Vec<Placed> = tensors.iter().map(|p| self.placed(p)).collect();
+        let calls = kernels::not_finite(&tensors, self.placed(&counts).address);
+        self.queue(calls.into_iter().map(Step::Kernel), number)?;
+        let counts = self.read(&counts)?;
+        Ok(counts.iter().all(|&n| n == T::ZERO))
     }
 
     fn write(&mut self, place: &Place, data: &[T]) -> Result<(), ExecError> {

@@ -1,9 +1,8 @@
 //! Convolutions by cuDNN.
 //!
 //! Its descriptions of a convolution are made once per shape and kept with the
-//! algorithms that it has for it, fastest first. Only algorithms that give the same
-//! bits every time and compute in the tape's own precision count; which of them runs
-//! depends on the scratch that the plan gives, and nothing else is allocated.
+//! algorithms that count for it (`algorithms`). Which of them runs depends on the scratch
+//! that the plan gives, and nothing else is allocated.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
@@ -14,31 +13,21 @@ use cudarc::cudnn::sys::{self, cudnnStatus_t as Status};
 use cudarc::cudnn::{CudnnError, result};
 use cudarc::driver::CudaStream;
 use sstep_autodiff::DType;
-use sstep_kernels::cuda::{Convolution, Extents, LibraryCall, Pass, Scratch, Shapes};
+use sstep_kernels::cuda::{Convolution, Extents, LibraryCall, Scratch, Shapes};
 
 use crate::device::{DeviceError, Missing};
 
+use super::algorithms::{Algorithm, Choice, choices, fitting, permitted};
 use super::library::{Library, call_failed};
 
-/// Most algorithms of a pass that cuDNN knows.
-const MOST_ALGORITHMS: usize = 10;
-
-/// An algorithm for one shape.
-#[derive(Clone, Copy, Debug)]
-enum Algorithm {
-    Forward(sys::cudnnConvolutionFwdAlgo_t),
-    Data(sys::cudnnConvolutionBwdDataAlgo_t),
-    Filter(sys::cudnnConvolutionBwdFilterAlgo_t),
-}
-
 /// cuDNN's descriptions of one convolution.
-struct Described {
-    image: sys::cudnnTensorDescriptor_t,
-    map: sys::cudnnTensorDescriptor_t,
-    filter: sys::cudnnFilterDescriptor_t,
-    conv: sys::cudnnConvolutionDescriptor_t,
-    /// With the bytes of scratch each needs, fastest first.
-    algorithms: Vec<(Algorithm, u64)>,
+pub(super) struct Described {
+    pub image: sys::cudnnTensorDescriptor_t,
+    pub map: sys::cudnnTensorDescriptor_t,
+    pub filter: sys::cudnnFilterDescriptor_t,
+    pub conv: sys::cudnnConvolutionDescriptor_t,
+    /// Fastest first.
+    pub choices: Vec<Choice>,
 }
 
 impl Drop for Described {
@@ -67,7 +56,6 @@ pub(super) struct Cudnn {
     handle: sys::cudnnHandle_t,
     /// Kept as long as the handle uses it.
     _stream: Arc<CudaStream>,
-    dtype: DType,
     /// What is known of a shape; `None` if cuDNN has nothing for it.
     known: BTreeMap<Shapes, Option<Described>>,
 }
@@ -88,7 +76,7 @@ impl Cudnn {
     ///
     /// # Errors
     /// [`Missing`] if it is not there or does not start.
-    pub(super) fn open(stream: &Arc<CudaStream>, dtype: DType) -> Result<Self, Missing> {
+    pub(super) fn open(stream: &Arc<CudaStream>) -> Result<Self, Missing> {
         let missing = |reason: String| Missing {
             name: "cuDNN",
             what: "convolutions",
@@ -109,37 +97,11 @@ impl Cudnn {
         let this = Cudnn {
             handle,
             _stream: Arc::clone(stream),
-            dtype,
             known: BTreeMap::new(),
         };
         // SAFETY: both were just made, and the stream lives as long as the handle.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(broken)?;
         Ok(this)
-    }
-
-    fn data_type(&self) -> sys::cudnnDataType_t {
-        match self.dtype {
-            DType::F32 => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
-            DType::F64 => sys::cudnnDataType_t::CUDNN_DATA_DOUBLE,
-            DType::Bf16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
-            DType::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
-        }
-    }
-
-    fn tensor(&self, of: &Extents, n: usize) -> Result<sys::cudnnTensorDescriptor_t, CudnnError> {
-        let made = result::create_tensor_descriptor()?;
-        let (dims, strides) = (spatial(&of.dims, n), spatial(&of.strides, n));
-        let count = dims.len() as c_int;
-        // SAFETY: just made; the arrays are as long as said.
-        let set = unsafe {
-            let (dims, strides) = (dims.as_ptr(), strides.as_ptr());
-            result::set_tensornd_descriptor(made, self.data_type(), count, dims, strides)
-        };
-        if set.is_err() {
-            // SAFETY: made above, and given to nobody.
-            let _ = unsafe { result::destroy_tensor_descriptor(made) };
-        }
-        set.map(|()| made)
     }
 
     fn describe(&self, shapes: &Shapes) -> Result<Described, CudnnError> {
@@ -149,13 +111,19 @@ impl Cudnn {
             map: null_mut(),
             filter: null_mut(),
             conv: null_mut(),
-            algorithms: Vec::new(),
+            choices: Vec::new(),
         };
-        this.image = self.tensor(&shapes.image, n)?;
-        this.map = self.tensor(&shapes.map, n)?;
+        let elements = data_type(shapes.dtype);
+        this.image = tensor(&shapes.image, n, elements)?;
+        this.map = tensor(&shapes.map, n, elements)?;
         this.filter = result::create_filter_descriptor()?;
         this.conv = result::create_convolution_descriptor()?;
         let dims = spatial(&shapes.filter, n);
+        let order = if shapes.channels_last {
+            sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC
+        } else {
+            sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW
+        };
         let axes = |of: &[i32; 3]| of[3 - n..].to_vec();
         let (pad, stride) = (axes(&shapes.pad), axes(&shapes.stride));
         let dilation = axes(&shapes.dilation);
@@ -163,8 +131,8 @@ impl Cudnn {
         unsafe {
             result::set_filternd_descriptor(
                 this.filter,
-                self.data_type(),
-                sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
+                elements,
+                order,
                 dims.len() as c_int,
                 dims.as_ptr(),
             )?;
@@ -175,106 +143,45 @@ impl Cudnn {
                 stride.as_ptr(),
                 dilation.as_ptr(),
                 sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
-                self.data_type(),
+                data_type(shapes.dtype.wide()),
             )?;
             result::set_convolution_group_count(this.conv, shapes.groups)?;
-            // No rounding to TF32: gradients are to equal the untiled run's.
-            let exact = sys::cudnnMathType_t::CUDNN_FMA_MATH;
-            result::set_convolution_math_type(this.conv, exact)?;
+            result::set_convolution_math_type(this.conv, permitted(shapes))?;
         }
-        this.algorithms = self.algorithms(&this, shapes.pass)?;
+        this.choices = choices(self.handle, &this, shapes)?;
         Ok(this)
     }
 
-    /// The algorithms that count, with the scratch that each asks for.
-    fn algorithms(&self, of: &Described, pass: Pass) -> Result<Vec<(Algorithm, u64)>, CudnnError> {
-        let (handle, x, y) = (self.handle, of.image, of.map);
-        let (w, conv) = (of.filter, of.conv);
-        let mut count: c_int = 0;
-        /// Asks for what cuDNN thinks fastest, and what each needs.
-        macro_rules! ask {
-            ($kind:path, $perf:ty, $find:path, $bytes:path, $($tensor:expr),*) => {{
-                // SAFETY: plain numbers, of which zero is one.
-                let mut found: [$perf; MOST_ALGORITHMS] = unsafe { std::mem::zeroed() };
-                let most = MOST_ALGORITHMS as c_int;
-                // SAFETY: what is described exists; as many answers as there is room for.
-                unsafe { $find(handle, $($tensor),*, most, &mut count, found.as_mut_ptr())? };
-                let counts = |p: &&$perf| {
-                    p.status == Status::CUDNN_STATUS_SUCCESS
-                        && p.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                        && is_exact(p.mathType)
-                };
-                let found = &found[..usize::try_from(count).unwrap_or(0).min(MOST_ALGORITHMS)];
-                // SAFETY: as above. What it has no bytes for, it does not support.
-                let needs = |algo| unsafe { $bytes(handle, $($tensor),*, algo) }.ok();
-                (found.iter().filter(counts))
-                    .filter_map(|p| Some(($kind(p.algo), needs(p.algo)? as u64)))
-                    .collect()
-            }};
-        }
-        Ok(match pass {
-            Pass::Forward => ask!(
-                Algorithm::Forward,
-                sys::cudnnConvolutionFwdAlgoPerf_t,
-                result::get_convolution_forward_algorithm,
-                result::get_convolution_forward_workspace_size,
-                x,
-                w,
-                conv,
-                y
-            ),
-            Pass::Data => ask!(
-                Algorithm::Data,
-                sys::cudnnConvolutionBwdDataAlgoPerf_t,
-                result::get_convolution_backward_data_algorithm,
-                result::get_convolution_backward_data_workspace_size,
-                w,
-                y,
-                conv,
-                x
-            ),
-            Pass::Filter => ask!(
-                Algorithm::Filter,
-                sys::cudnnConvolutionBwdFilterAlgoPerf_t,
-                result::get_convolution_backward_filter_algorithm,
-                result::get_convolution_backward_filter_workspace_size,
-                x,
-                y,
-                conv,
-                w
-            ),
-        })
-    }
-
-    /// Starts `call` by `algorithm`, with the scratch it asked for.
+    /// Starts `call` as chosen, with the scratch that was asked for.
     fn start(
         &self,
         call: &Convolution,
         of: &Described,
-        (algorithm, bytes): (Algorithm, u64),
+        chosen: Choice,
         scratch: Scratch,
     ) -> Result<(), CudnnError> {
         let single = [1f32, f32::from(u8::from(call.shapes.adds))];
         let double = single.map(f64::from);
-        let (one, keep): (*const c_void, *const c_void) = match self.dtype.wide() {
+        let (one, keep): (*const c_void, *const c_void) = match call.shapes.dtype.wide() {
             DType::F32 | DType::Bf16 | DType::F16 => {
                 ((&raw const single[0]).cast(), (&raw const single[1]).cast())
             }
             DType::F64 => ((&raw const double[0]).cast(), (&raw const double[1]).cast()),
         };
-        let space = if bytes == 0 {
+        let space = if chosen.bytes == 0 {
             null_mut()
         } else {
             scratch.address as *mut c_void
         };
-        let (handle, bytes) = (self.handle, bytes as usize);
+        let (handle, bytes) = (self.handle, chosen.bytes as usize);
         let (image, map) = (call.image as *mut c_void, call.map as *mut c_void);
         let filter = call.filter as *mut c_void;
         let (x, y, w, conv) = (of.image, of.map, of.filter, of.conv);
         // SAFETY: tensors and scratch lie within the arena, as the lowering took them
         // from views and the plan; the factors are read before the calls return.
         unsafe {
-            match algorithm {
+            result::set_convolution_math_type(conv, chosen.math)?;
+            match chosen.algorithm {
                 Algorithm::Forward(algo) => result::convolution_forward(
                     handle, one, x, image, w, filter, conv, algo, space, bytes, keep, y, map,
                 ),
@@ -325,23 +232,38 @@ impl Library for Cudnn {
     }
 }
 
-/// The fastest algorithm that the scratch is enough for.
-fn fitting(of: &Described, scratch: Scratch) -> Option<(Algorithm, u64)> {
-    of.algorithms.iter().copied().find(|a| a.1 <= scratch.bytes)
+fn data_type(of: DType) -> sys::cudnnDataType_t {
+    match of {
+        DType::F32 => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
+        DType::F64 => sys::cudnnDataType_t::CUDNN_DATA_DOUBLE,
+        DType::Bf16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        DType::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
+    }
+}
+
+fn tensor(
+    of: &Extents,
+    n: usize,
+    elements: sys::cudnnDataType_t,
+) -> Result<sys::cudnnTensorDescriptor_t, CudnnError> {
+    let made = result::create_tensor_descriptor()?;
+    let (dims, strides) = (spatial(&of.dims, n), spatial(&of.strides, n));
+    let count = dims.len() as c_int;
+    // SAFETY: just made; the arrays are as long as said.
+    let set = unsafe {
+        let (dims, strides) = (dims.as_ptr(), strides.as_ptr());
+        result::set_tensornd_descriptor(made, elements, count, dims, strides)
+    };
+    if set.is_err() {
+        // SAFETY: made above, and given to nobody.
+        let _ = unsafe { result::destroy_tensor_descriptor(made) };
+    }
+    set.map(|()| made)
 }
 
 /// Numbers of the axes that there are: of a tensor without depth, not of that.
 fn spatial(all: &[i32; 5], n_spatial: usize) -> Vec<i32> {
     [&all[..2], &all[5 - n_spatial..]].concat()
-}
-
-/// Whether products and sums are of the tensors' own precision.
-fn is_exact(math: sys::cudnnMathType_t) -> bool {
-    use sys::cudnnMathType_t as Math;
-    match math {
-        Math::CUDNN_DEFAULT_MATH | Math::CUDNN_FMA_MATH => true,
-        Math::CUDNN_TENSOR_OP_MATH | Math::CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION => false,
-    }
 }
 
 /// Whether a status says that nothing was begun, for the call is not one of those

@@ -68,12 +68,11 @@ impl<T: Real> Cuda<T> {
                 // Libraries ask for the thread's context; launches see to it themselves.
                 let bound = self.context.bind_to_thread();
                 bound.map_err(failed("binding the context"))?;
-                let run = |this: &Self, call: &Option<Call>| {
-                    (call.iter()).try_for_each(|call| this.run(Lane::Compute, call))
-                };
-                run(self, &offer.before)?;
+                let run = |call: &Call| self.run(Lane::Compute, call);
+                offer.before.iter().try_for_each(run)?;
                 if self.libraries.run(*taker, &offer.call, offer.scratch)? {
-                    run(self, &offer.after)
+                    let run = |call: &Call| self.run(Lane::Compute, call);
+                    offer.after.iter().try_for_each(run)
                 } else {
                     self.run(Lane::Compute, &offer.instead)
                 }

@@ -43,7 +43,7 @@ impl Libraries {
     /// Opens all that are there for calls on `stream`.
     pub(super) fn open(stream: &Arc<CudaStream>, dtype: DType) -> Self {
         let mut this = Libraries::default();
-        this.add(Cudnn::open(stream, dtype));
+        this.add(Cudnn::open(stream));
         this.add(CublasLt::open(stream, dtype));
         this
     }

@@ -13,6 +13,7 @@
 //!
 //! All `unsafe` of the backend stands in this folder, at the calls of the driver.
 
+mod algorithms;
 mod arena;
 mod calls;
 mod copies;
@@ -296,7 +297,6 @@ impl<T: Real> Cuda<T> {
                 address: self.arena.at(offset, bytes),
                 bytes,
             }),
-            element_bytes: size_of::<T>() as u64,
         })
     }
 

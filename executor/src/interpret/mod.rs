@@ -18,11 +18,11 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use sstep_autodiff::{Op, Region};
-use sstep_kernels::Real;
+use sstep_kernels::{Pace, Real};
 use sstep_planner::{Home, Instr, ItemRole, NodeIx, Plan};
 
 use self::chain::Waiting;
-pub use self::spent::{Measured, Progress, Spent, StepHow, Timings};
+pub use self::spent::{Measured, Progress, Scaled, Spent, StepHow, Timings};
 use crate::backend::{Backend, Place};
 use crate::disk::SpillFile;
 use crate::error::ExecError;
@@ -120,7 +120,12 @@ impl<'a, T: Real> Interpreter<'a, T> {
             })?;
             done_secs += stage.cost.secs;
         }
-        for update in 0..plan.program.updates.len() {
+        self.measured.update_skipped = self.how.scaled.is_some() && !self.is_finite()?;
+        let n_updates = match self.measured.update_skipped {
+            true => 0,
+            false => plan.program.updates.len(),
+        };
+        for update in 0..n_updates {
             self.step(Instr::Update {
                 update: update as u32,
             })?;
@@ -323,8 +328,22 @@ impl<'a, T: Real> Interpreter<'a, T> {
             .iter()
             .map(|&b| self.whole(b, update.param))
             .collect();
-        self.backend
-            .update(&rule, lr, self.how.step + 1, &param, &grad, &slots)
+        let scaled = self.how.scaled;
+        let pace = Pace {
+            lr,
+            t: self.how.step + 1 - scaled.map_or(0, |s| s.n_skipped),
+            loss_scale: scaled.map_or(1.0, |s| s.by),
+        };
+        self.backend.update(&rule, &pace, &param, &grad, &slots)
+    }
+
+    /// Whether all gradients that parameters are updated by are.
+    fn is_finite(&mut self) -> Result<bool, ExecError> {
+        let updates = self.plan.program.updates.iter();
+        let gradients: Result<Vec<Place>, ExecError> = updates.map(|u| self.flat(u.grad)).collect();
+        let scratch = self.plan.workspace.map(|b| self.plan.buffer(b));
+        let scratch = scratch.map(|b| (b.offset, b.bytes));
+        self.backend.are_finite(&gradients?, scratch)
     }
 }
 

@@ -19,8 +19,12 @@ pub struct Measured {
     pub disk_read_bytes: u64,
     /// Bytes written from the device to the spill file.
     pub disk_write_bytes: u64,
-    /// Bytes read from sources.
+    /// Bytes that came from sources: of one that has bytes these, where the device makes
+    /// elements of them, which a plan does not know of.
     pub source_bytes: u64,
+    /// Whether parameters were left as they were, for a gradient was not finite; see
+    /// [`Scaled`].
+    pub update_skipped: bool,
     /// Device memory in use beside the arena after the step: the context, kernels and
     /// libraries; other programs' memory too. 0 on the CPU.
     pub beside_arena_bytes: u64,
@@ -96,4 +100,16 @@ pub struct StepHow {
     pub seed: u64,
     /// Update rule and learning rate, if the plan updates parameters.
     pub update: Option<(UpdateRule, f64)>,
+    /// Set if the loss was multiplied by a number that may prove too large.
+    pub scaled: Option<Scaled>,
+}
+
+/// A step whose gradients are those of a multiple of the loss. If one of them is not
+/// finite, no parameter is updated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaled {
+    /// What the loss was multiplied by.
+    pub by: f64,
+    /// Steps so far whose updates were left out: an optimiser counts its updates.
+    pub n_skipped: u64,
 }

@@ -56,9 +56,8 @@ impl<T: Real> Interpreter<'_, T> {
                 let source = self.sources.get(&node);
                 let source = source.ok_or_else(|| inconsistent("a source is missing"))?;
                 let name = &self.plan.program.node(node).name;
-                self.backend
-                    .read_source(name, source.as_ref(), &region, &dst)?;
-                self.measured.source_bytes += self.region_bytes(node, &region);
+                let read = (self.backend).read_source(name, source.as_ref(), &region, &dst);
+                self.measured.source_bytes += read?;
                 Ok(())
             }
             ItemRole::Supply(Home::Disk(d)) => {

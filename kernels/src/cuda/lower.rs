@@ -7,11 +7,12 @@ use super::args::{Args, Placed, View, signed};
 use super::attrs::{
     n_spatial, offsets, region, views, with_conv, with_norm, with_pool, with_unary, with_upsample,
 };
-use super::library::{Conv, MatmulShapes, Offer, Pass, Scratch, add_per_channel, matmul};
+use super::convolution::{Conv, add_per_channel, asked};
+use super::library::{MatmulShapes, Offer, Pass, Scratch, matmul};
 use super::reductions::{domain, reduction};
-use crate::UpdateRule;
 use crate::cpu::dropout_threshold;
 use crate::view::{Box4, Layout};
+use crate::{Pace, UpdateRule};
 
 /// How much there is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +61,6 @@ pub struct Task<'a> {
     pub seed: u64,
     /// What the plan gives a kernel for itself.
     pub scratch: Option<Scratch>,
-    /// Bytes of an element.
-    pub element_bytes: u64,
 }
 
 /// Elements of one channel that a block of a norm's kernel works on.
@@ -287,7 +286,6 @@ fn conv(task: &Task<'_>, attrs: &ConvAttrs, pass: Pass, out: &Placed) -> Vec<Ste
             work,
         }
     };
-    let bias = |region: &Box4| Some(add_per_channel(out, region, inputs.get(2)?));
     let (image, map) = match pass {
         Pass::Data => (out, &inputs[0]),
         Pass::Forward | Pass::Filter => (&inputs[0], out),
@@ -295,14 +293,14 @@ fn conv(task: &Task<'_>, attrs: &ConvAttrs, pass: Pass, out: &Placed) -> Vec<Ste
     let offered = Conv {
         pass,
         attrs,
-        n_spatial: n,
         image,
         map,
-        filter: (&inputs[1].layout, inputs[1].address),
-        region: region(&task.region, &out.layout),
-        adds: false,
+        filter: &inputs[1],
+        region: asked(task, out),
+        bias: inputs.get(2),
+        state: None,
     };
-    offered.steps(task, &kernel, &bias)
+    offered.steps(task, &kernel)
 }
 
 /// A dense layer or one of its gradients.
@@ -382,14 +380,13 @@ pub fn slide(from: &Placed, to: &Placed, keep: &Box4) -> Call {
     }
 }
 
-/// One step of an optimiser; `t` counts from 1.
+/// One step of an optimiser.
 ///
 /// # Panics
 /// If `slots` are not those of the rule.
 pub fn update(
     rule: &UpdateRule,
-    lr: f64,
-    t: u64,
+    pace: &Pace,
     param: &Placed,
     grad: &Placed,
     slots: &[Placed],
@@ -399,6 +396,7 @@ pub fn update(
         rule.n_slots(),
         "a rule gets the state it asks for"
     );
+    let lr = pace.lr;
     let n = param.layout.shape.elems();
     let mut args = Args {
         out: View::from(param),
@@ -432,7 +430,7 @@ pub fn update(
             eps,
             weight_decay,
         } => {
-            let steps = t.max(1) as f64;
+            let steps = pace.t.max(1) as f64;
             let step = lr / (1.0 - beta1.powf(steps));
             let root = (1.0 - beta2.powf(steps)).sqrt();
             args.num[..7].copy_from_slice(&[lr, beta1, beta2, eps, weight_decay, step, root]);
@@ -440,6 +438,7 @@ pub fn update(
             "adam"
         }
     };
+    args.num[7] = pace.loss_scale;
     let work = Work::Items(n as u64);
     Call { kernel, args, work }
 }

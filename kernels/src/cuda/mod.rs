@@ -10,6 +10,8 @@
 mod args;
 mod attrs;
 mod bytes;
+mod channels_last;
+mod convolution;
 mod library;
 mod lower;
 mod reductions;
@@ -18,11 +20,11 @@ mod sliding;
 pub use args::{Args, Placed, View};
 pub use bytes::from_bytes;
 pub use library::{
-    Convolution, Extents, LEAST_MATMUL, LibraryCall, Matmul, MatmulShapes, Offer, Pass, Scratch,
-    Shapes,
+    Convolution, Extents, LEAST_MATMUL, LibraryCall, Matmul, MatmulShapes, Offer, Pass, Products,
+    Scratch, Shapes,
 };
 pub use lower::{Call, Step, Task, Work, compute, copy, slide, update};
-pub use reductions::{accumulate, begin, finish};
+pub use reductions::{FINITE_SLOTS, accumulate, begin, finish, not_finite};
 
 use sstep_autodiff::DType;
 
@@ -33,9 +35,10 @@ pub const BLOCK_THREADS: u32 = 256;
 const COMMON: &str = include_str!("../../cuda/common.cuh");
 
 /// Families of kernels, in an order in which each uses only what came before.
-const FAMILIES: [&str; 8] = [
+const FAMILIES: [&str; 9] = [
     include_str!("../../cuda/pointwise.cu"),
     include_str!("../../cuda/structure.cu"),
+    include_str!("../../cuda/turn.cu"),
     include_str!("../../cuda/conv.cu"),
     include_str!("../../cuda/pool.cu"),
     include_str!("../../cuda/upsample.cu"),
@@ -94,6 +97,9 @@ pub fn kernel_names() -> &'static [&'static str] {
         "slide",
         "from_bytes",
         "fill_state",
+        "turn",
+        "turn_back",
+        "turn_filter",
         "add_part",
         "conv",
         "conv_transpose",
@@ -105,6 +111,7 @@ pub fn kernel_names() -> &'static [&'static str] {
         "upsample",
         "upsample_grad",
         "sum_map",
+        "not_finite",
         "global_max",
         "global_max_grad",
         "spatial_lse",

@@ -4,7 +4,8 @@ use sstep_autodiff::{ConvAttrs, Op, ReductionState, Ty};
 
 use super::args::{Args, Placed, View, signed};
 use super::attrs::{groups, n_spatial, region, views, with_conv, with_norm};
-use super::library::{Conv, Pass};
+use super::convolution::Conv;
+use super::library::Pass;
 use super::lower::{Call, Step, Task, Work};
 use crate::view::{Box4, Layout};
 
@@ -70,6 +71,42 @@ pub(super) fn reduction(task: &Task<'_>, region: &Box4, state: Option<u64>, out:
     Call { kernel, args, work }
 }
 
+/// Doubles that [`not_finite`] counts in.
+pub const FINITE_SLOTS: usize = 1024;
+
+/// Elements that a block of it looks at before there is another block.
+const FINITE_PIECE: usize = 1 << 12;
+
+/// Counts the elements of dense tensors that are not finite, in [`FINITE_SLOTS`] doubles
+/// at `state`: of all finite tensors, all of these are zero.
+pub fn not_finite(tensors: &[Placed], state: u64) -> Vec<Call> {
+    let begin = Call {
+        kernel: "fill_state",
+        args: Args {
+            state,
+            count: signed(FINITE_SLOTS),
+            ..Args::default()
+        },
+        work: Work::Items(FINITE_SLOTS as u64),
+    };
+    let one = |tensor: &Placed| {
+        let n = tensor.layout.shape.elems();
+        let mut args = Args {
+            state,
+            count: signed(n),
+            ..Args::default()
+        };
+        args.inputs[0] = View::from(tensor);
+        let blocks = n.div_ceil(FINITE_PIECE).min(FINITE_SLOTS);
+        Call {
+            kernel: "not_finite",
+            args,
+            work: Work::Blocks(blocks as u64),
+        }
+    };
+    [begin].into_iter().chain(tensors.iter().map(one)).collect()
+}
+
 /// Starts a reduction whose output has type `out` at `address`: of its state, or
 /// of the output itself.
 pub fn begin(op: &Op, address: u64, out: &Ty) -> Call {
@@ -117,9 +154,7 @@ pub fn accumulate(task: &Task<'_>, state: Option<u64>, out: &Placed) -> Vec<Step
     }
 }
 
-/// A weight gradient's region. A library adds to the output in place; for a state of
-/// doubles it leaves the region's part, in the tape's precision, behind them, where
-/// [`Op::reduction_state`] keeps room for it, and a kernel adds that.
+/// A weight gradient's region.
 fn weight_grad(
     task: &Task<'_>,
     attrs: &ConvAttrs,
@@ -127,36 +162,17 @@ fn weight_grad(
     state: Option<u64>,
     out: &Placed,
 ) -> Vec<Step> {
-    let n = out.layout.shape.elems();
-    let part = state.map(|state| state + 8 * n as u64);
-    let add_part = |_: &Box4| {
-        let mut args = Args {
-            state: state?,
-            count: signed(n),
-            ..Args::default()
-        };
-        args.inputs[0] = View::from(&Placed {
-            address: part?,
-            layout: out.layout,
-        });
-        Some(Call {
-            kernel: "add_part",
-            args,
-            work: Work::Items(n as u64),
-        })
-    };
     let offered = Conv {
         pass: Pass::Filter,
         attrs,
-        n_spatial: n_spatial(&task.inputs[1].layout),
         image: &task.inputs[0],
         map: &task.inputs[1],
-        filter: (&out.layout, part.unwrap_or(out.address)),
+        filter: out,
         region,
-        adds: state.is_none(),
+        bias: None,
+        state,
     };
-    let kernel = |region: &Box4| reduction(task, region, state, out);
-    offered.steps(task, &kernel, &add_part)
+    offered.steps(task, &|region| reduction(task, region, state, out))
 }
 
 /// Turns a state into the result. `inputs` are the types of the whole inputs.
