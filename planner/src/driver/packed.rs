@@ -10,8 +10,8 @@ use super::{Planner, REPACKS, Source};
 /// A placement near another is taken if it is slower by less than this factor.
 const NEAR: f64 = 1.001;
 
-/// How often the integer program is asked again: each time takes about a second.
-const AGAIN: usize = 2;
+/// How often the integer program is asked again: that takes about as long as all else.
+const AGAIN: usize = 1;
 /// From this time on the cap is lowered by all that packing lacks.
 const WHOLLY: u64 = 4;
 

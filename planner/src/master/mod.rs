@@ -63,6 +63,8 @@ const TIGHT: f64 = 1e-3;
 /// A part of the work that is worth a better bound than asked for.
 const CHEAP: u64 = 8;
 
+/// Placements this much above the bound are worth a small integer program.
+const FAR: f64 = 0.08;
 /// What solving again may take.
 const AGAIN_WORK: u64 = 150_000_000;
 
@@ -117,6 +119,8 @@ pub struct Solver<'a> {
     lp: Relaxation,
     /// Done so far.
     work: u64,
+    /// Whether what was found first was far above the bound.
+    is_far: bool,
 }
 
 impl<'a> Solver<'a> {
@@ -133,6 +137,7 @@ impl<'a> Solver<'a> {
             master: Master::new(problem, device_bytes),
             lp: Relaxation::new()?,
             work: 0,
+            is_far: false,
         };
         for c in first {
             solver.master.add(c);
@@ -199,8 +204,9 @@ impl<'a> Solver<'a> {
                 continue;
             };
             let bound = settled.bound.max(bound);
-            if is_first && bound < known * (1.0 - effort.gap) {
-                // Once, for it takes about as long as a relaxation.
+            if is_first && bound < known * (1.0 - FAR) {
+                // Once, for it takes longer than a relaxation.
+                self.is_far = true;
                 if let Some(near) = self.master.near(&best.path, &settled.relaxed) {
                     let prices = self.master.prices(&settled.relaxed);
                     known = look(&prices, &near).secs / tick;
@@ -230,7 +236,7 @@ impl<'a> Solver<'a> {
 
     /// What memory is worth, and a path to look near, once candidates are known to take as
     /// many bytes as `scratch` says and the cap is `device_bytes`; `path` is one that
-    /// nearly fits. From where the relaxation stands that is soon found.
+    /// nearly fits. `None` where the first answer was near the bound.
     ///
     /// # Errors
     /// [`PlanError::Solver`] if the solver fails.
@@ -240,6 +246,9 @@ impl<'a> Solver<'a> {
         device_bytes: u64,
         path: &[usize],
     ) -> Result<Option<(Prices, Vec<usize>)>, PlanError> {
+        if !self.is_far {
+            return Ok(None);
+        }
         self.master.lower(device_bytes);
         self.master.charge(scratch);
         self.master.decide(&[]);
